@@ -1,0 +1,1 @@
+"""DONORS: pretrained encoders, and what a decoder may take from them."""

@@ -1,0 +1,96 @@
+"""Load an encoder and its tokenizer by Hub name, path, `embedded:` name, or take a loaded one."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any, cast
+
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from enc2gen.encoders.donor import donor_for
+from enc2gen.encoders.embedded import EMBEDDED, load_embedded, load_embedded_tokenizer
+from enc2gen.errors import CheckpointError, ModelError
+
+EMBEDDED_PREFIX = "embedded:"
+
+
+def load_encoder(encoder: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
+    """Return the bare encoder, in float32 and evaluation mode unless it was given loaded.
+
+    Args:
+        encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (with or without a task head).
+
+    Raises:
+        ModelError: nothing of this name, or an encoder that cannot donate (the message lists those that can).
+        CheckpointError: the weights are truncated or are not weights of this encoder.
+    """
+    if isinstance(encoder, PreTrainedModel):
+        donor_for(encoder.config)
+        return encoder.base_model
+    name = os.fspath(encoder)
+    if name.startswith(EMBEDDED_PREFIX):
+        return load_embedded(name.removeprefix(EMBEDDED_PREFIX))
+    config = _load_config(name)
+    donor_for(config)
+    model_class: Any = MODEL_MAPPING[type(config)]
+    options: dict[str, Any] = {"dtype": "float32"}
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options["add_pooling_layer"] = False  # a pooler is dead weight here, and often missing from checkpoints
+    try:
+        model, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **options)
+    except Exception as error:
+        raise CheckpointError(
+            f"the encoder's weights cannot be read ({type(error).__name__}: {error})",
+            where=name,
+            remedy="download the checkpoint again; it must hold safetensors weights of this very encoder",
+        ) from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"the checkpoint lacks {len(missing)} of the encoder's tensors, for example {missing[0]}",
+            where=name,
+            remedy="use a complete checkpoint of this encoder; random weights would make a useless generator",
+        )
+    return cast(PreTrainedModel, model.eval())
+
+
+def _load_config(name: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"no encoder can be loaded from this name ({reason})",
+            where=name,
+            remedy="give a folder with config.json, the name of a Hub model that is reachable from here, or one of: "
+            + ", ".join(EMBEDDED_PREFIX + entry for entry in EMBEDDED),
+        ) from error
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """Return the fast tokenizer of an encoder or of a saved model.
+
+    Raises:
+        ModelError: there is none, or only a slow one.
+    """
+    name = os.fspath(name)
+    if name.startswith(EMBEDDED_PREFIX):
+        return load_embedded_tokenizer(name.removeprefix(EMBEDDED_PREFIX))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"no tokenizer can be loaded from this name ({reason})",
+            where=name,
+            remedy="give a folder with tokenizer.json, or a reachable Hub name",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{type(tokenizer).__name__} is not a fast tokenizer",
+            where=name,
+            remedy="save it once as tokenizer.json (transformers converts most slow tokenizers) and use that folder",
+        )
+    return tokenizer

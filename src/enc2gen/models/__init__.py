@@ -1,0 +1,1 @@
+"""MODEL: generators grown out of encoders."""

@@ -1,0 +1,320 @@
+"""Grow a decoder out of an encoder: plan the layers, transfer the weights, account for every tensor."""
+
+from __future__ import annotations
+
+import copy as copying
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from enc2gen.corpora.languages import normalise_languages
+from enc2gen.encoders.donor import Donor, NormOrder, donor_for
+from enc2gen.encoders.loading import load_encoder, load_tokenizer
+from enc2gen.errors import ConfigError, ModelError
+from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, LayerPlan, SwcmConfig, plan_layers
+from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration, decoder_sources, tied_parameters
+from enc2gen.models.swcm.report import InitReport, TensorOrigin
+from enc2gen.tokenization.tokenizer import add_language_tokens
+
+MAX_NEW_TOKENS = 256
+"""Output limit before one is learnt from data: the paper's maximal length (arXiv 2502.10852, section 4.1)."""
+
+
+def grow(
+    encoder: str | os.PathLike[str] | PreTrainedModel,
+    *,
+    insert_every: int | None = 3,
+    normal_after_last: bool = True,
+    normal_layers: Literal["random", "duplicate"] = "random",
+    growth: Growth = "swcm",
+    copy: Sequence[str] = COPY_PARTS,
+    sharing: Literal["copy", "tied"] = "copy",
+    tie_lm_head: bool = True,
+    encoder_layers: Sequence[int] | None = None,
+    donor_layers: Sequence[int] | None = None,
+    norm_order: NormOrder | None = None,
+    random_encoder: bool = False,
+    languages: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dropout: float | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> SwcmForConditionalGeneration:
+    """Build an XLM-SWCM generator (arXiv 2502.10852, section 3) from a pretrained encoder.
+
+    Args:
+        encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (which is not changed; on the
+            meta device the result is on the meta device too).
+        insert_every: X: a normal layer after every X custom layers; `None` for none (the paper's BASE-A).
+        normal_after_last: True: the paper's depth, n + floor(n / X). False: the released checkpoint's, one layer less
+            where X divides n.
+        normal_layers: `random` (the paper) or `duplicate` (BASE-B: the preceding custom layer again).
+        growth: `swcm`, `deltalm` (arXiv 2106.13736) or `standard` (normal layers only: the paper's Cino-Transformer).
+        copy: which parts are taken from the encoder, out of `embeddings`, `self_attention`, `cross_attention`,
+            `ffn`, `norms`. The paper takes all.
+        sharing: `copy` at initialisation (the paper) or `tied`: the parameters stay one and the same (our variant).
+        tie_lm_head: one parameter for output projection and word embeddings. The released checkpoint's is untied.
+        encoder_layers: keep only these encoder layers (small machines); all by default.
+        donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept by default.
+        norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order: for random decoders.
+        random_encoder: start the encoder from random weights as well (the baseline "everything random").
+        languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
+        tokenizer: the encoder's; loaded by name where not given. It is copied, not changed.
+        dropout: replaces the encoder's dropout rates in encoder and decoder; `None` keeps them.
+        seed: of every random tensor.
+        verbose: print the init report's summary to standard error.
+
+    Returns:
+        The model in evaluation mode, with `init_report` and (where known) `tokenizer` set.
+
+    Raises:
+        ModelError: unsupported encoder, no fast tokenizer, or a tensor that should have been copied but was not.
+        ConfigError, LanguageError: an option is not valid.
+    """
+    if unknown := set(copy) - set(COPY_PARTS):
+        raise ConfigError(f"unknown parts to copy: {sorted(unknown)}", where="copy", remedy=f"choose from {COPY_PARTS}")
+    loaded = load_encoder(encoder)
+    own = not isinstance(encoder, PreTrainedModel)
+    kept, donors = _select_layers(donor_for(loaded.config), encoder_layers, donor_layers)
+    if kept is not None:
+        loaded = loaded if own else copying.deepcopy(loaded)
+        donor_for(loaded.config).keep_layers(loaded, kept)
+    plan = plan_layers(
+        donors, growth=growth, insert_every=insert_every, normal_after_last=normal_after_last, normal_layers=normal_layers
+    )
+    tokenizer, language_ids, fresh_rows = _extend_vocabulary(encoder, loaded, tokenizer, languages)
+    parts = [] if random_encoder else [part for part in COPY_PARTS if part in copy]
+    config = _configure(loaded, plan, parts, sharing, tie_lm_head, norm_order, language_ids, tokenizer, dropout)
+    device = next(loaded.parameters()).device
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        model = SwcmForConditionalGeneration(config)
+        if device.type != "meta" and not random_encoder:
+            _transfer(model, loaded, fresh_rows)
+    model = model.to(dtype=loaded.dtype)
+    model.tie_weights()
+    model.tokenizer = tokenizer
+    model.init_report = account(model, _name(encoder), fresh_rows)
+    _set_generation_defaults(model)
+    if verbose:
+        model.init_report.print()
+    return model.eval()
+
+
+def _name(encoder: str | os.PathLike[str] | PreTrainedModel) -> str:
+    if isinstance(encoder, PreTrainedModel):
+        return str(encoder.config.name_or_path or type(encoder).__name__)
+    return os.fspath(encoder)
+
+
+def _select_layers(
+    donor: Donor, encoder_layers: Sequence[int] | None, donor_layers: Sequence[int] | None
+) -> tuple[list[int] | None, list[int]]:
+    """Encoder layers to keep (`None`: all) and donor layers in the numbering after the cut."""
+    kept = list(encoder_layers) if encoder_layers is not None else list(range(donor.num_layers))
+    wanted = list(donor_layers) if donor_layers is not None else kept
+    if foreign := [layer for layer in wanted if layer not in kept]:
+        raise ConfigError(
+            f"donor layers {foreign} are not among the encoder's layers {kept}",
+            where="donor_layers",
+            remedy="use layers that the encoder keeps",
+        )
+    return (kept if encoder_layers is not None else None), [kept.index(layer) for layer in wanted]
+
+
+def _extend_vocabulary(
+    encoder: str | os.PathLike[str] | PreTrainedModel,
+    loaded: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    languages: Sequence[str],
+) -> tuple[PreTrainedTokenizerBase | None, dict[str, int], list[int]]:
+    """Tokenizer with language tokens, tag -> id, and the ids whose embedding rows are new."""
+    tags = normalise_languages(languages)
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    if tokenizer is None and not isinstance(encoder, PreTrainedModel):
+        tokenizer = load_tokenizer(encoder)
+    if tokenizer is None:
+        # A loaded encoder without its tokenizer: the tokens follow the last row of the table.
+        ids = {tag: rows + index for index, tag in enumerate(tags)}
+        return None, ids, sorted(ids.values())
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens but the encoder's embedding table only {rows} rows",
+            where=_name(encoder),
+            remedy="use the tokenizer that belongs to this encoder",
+        )
+    tokenizer = copying.deepcopy(tokenizer)
+    known = len(tokenizer)
+    ids = add_language_tokens(tokenizer, tags)
+    return tokenizer, ids, sorted(index for index in ids.values() if index >= known)
+
+
+def _configure(
+    encoder: PreTrainedModel,
+    plan: Sequence[LayerPlan],
+    parts: list[str],
+    sharing: str,
+    tie_lm_head: bool,
+    norm_order: NormOrder | None,
+    language_ids: dict[str, int],
+    tokenizer: PreTrainedTokenizerBase | None,
+    dropout: float | None,
+) -> SwcmConfig:
+    donor = donor_for(encoder.config)
+    source: Any = copying.deepcopy(encoder.config)
+    rows = max([encoder.get_input_embeddings().weight.shape[0], *(index + 1 for index in language_ids.values())])
+    source.vocab_size = rows
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if dropout is not None:
+            setattr(source, name, dropout)
+    order = norm_order or donor.norm_order
+    grown = any(layer.first is not None for layer in plan)
+    if order != donor.norm_order and grown and set(parts) & {"self_attention", "cross_attention", "ffn"}:
+        warnings.warn(
+            f"weights copied from a {donor.norm_order}-norm encoder into a {order}-norm decoder lose their meaning",
+            stacklevel=3,
+        )
+    special = tokenizer if tokenizer is not None else source
+    config = SwcmConfig(
+        encoder_config=source,
+        sharing=sharing,
+        norm_order=order,
+        position_offset=donor.position_offset,
+        tie_lm_head=tie_lm_head,
+        copied_parts=parts,
+        languages=language_ids,
+        vocab_size=rows,
+        type_vocab_size=int(getattr(source, "type_vocab_size", 0) or 0),
+        pad_token_id=source.pad_token_id,
+        bos_token_id=_first(special.bos_token_id, getattr(special, "cls_token_id", None), source.bos_token_id),
+        eos_token_id=_first(special.eos_token_id, getattr(special, "sep_token_id", None), source.eos_token_id),
+        **{
+            name: getattr(source, name)
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "num_attention_heads",
+                "hidden_act",
+                "hidden_dropout_prob",
+                "attention_probs_dropout_prob",
+                "max_position_embeddings",
+                "layer_norm_eps",
+                "initializer_range",
+            )
+        },
+    )
+    config.set_plan(plan)
+    return config
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((index for index in ids if index is not None), None)
+
+
+@torch.no_grad()
+def _transfer(model: SwcmForConditionalGeneration, encoder: PreTrainedModel, fresh_rows: list[int]) -> None:
+    """Copy the encoder, then grow the decoder from it. Runs after `post_init`, which would overwrite it."""
+    words = donor_for(encoder.config).word_embeddings()
+    state = dict(encoder.state_dict())
+    table = state.pop(words)
+    missing = set(model.encoder.load_state_dict(state, strict=False).missing_keys) - {words}
+    if missing:
+        raise ModelError(f"the encoder lacks {sorted(missing)[0]} and {len(missing) - 1} other tensors")
+    rows = model.get_input_embeddings().weight
+    rows[: len(table)] = table
+    if fresh_rows:
+        # New rows look like the table's average row, so that softmax and attention see nothing unusual.
+        mean, spread = table.mean(dim=0), table.std(dim=0)
+        rows[fresh_rows] = (mean + spread * torch.randn(len(fresh_rows), len(mean))).to(rows.dtype)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tied = tied_parameters(cast(SwcmConfig, model.config))
+    for target, source in decoder_sources(cast(SwcmConfig, model.config)).items():
+        if target not in tied:
+            parameters[target].copy_(parameters[source])
+    if "lm_head.weight" not in tied:
+        model.lm_head.weight.copy_(rows)
+
+
+def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Sequence[int] = ()) -> InitReport:
+    """Say for every decoder and LM head tensor where it came from, from its actual values.
+
+    Raises:
+        ModelError: a tensor that the plan copies or ties differs from its source, or a tensor that is neither
+            copied, tied nor expected to be random exists.
+    """
+    config = cast(SwcmConfig, model.config)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    sources, tied = decoder_sources(config), tied_parameters(config)
+    expected = re.compile("|".join(_fresh_patterns(config)))
+    tensors = []
+    for name, tensor in parameters.items():
+        if not name.startswith(("decoder.", "lm_head.")):
+            continue
+        source = tied.get(name) or sources.get(name)
+        if name == "lm_head.weight" and name not in tied and config.copied_parts:
+            source = sources["decoder.embed_tokens.weight"]
+        if source is None and not expected.fullmatch(name):
+            raise ModelError(f"{name} would stay random although nothing in the plan says so", where="init report")
+        if source is not None and not _same(tensor, parameters[source], must_share=name in tied):
+            raise ModelError(f"{name} was not taken from {source}", where="init report")
+        note = f"{len(fresh_rows)} rows new, for language tokens" if fresh_rows and len(tensor) == config.vocab_size else None
+        origin = _origin(name, source is not None, name in tied)
+        tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), source, note))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    plan = [layer.kind if layer.first is None else f"{layer.kind}:{layer.first}" for layer in config.plan]
+    plan = [
+        text if layer.first == layer.second else f"{text}+{layer.second}" for text, layer in zip(plan, config.plan, strict=True)
+    ]
+    return InitReport(encoder, plan, tensors, total)
+
+
+def _origin(name: str, has_source: bool, is_tied: bool) -> Literal["copied", "tied", "random", "constant"]:
+    if has_source:
+        return "tied" if is_tied else "copied"
+    return "constant" if name.endswith(".bias") or "norm" in name else "random"
+
+
+def _same(tensor: Tensor, source: Tensor, *, must_share: bool) -> bool:
+    if must_share:
+        return tensor is source
+    return tensor.device.type == "meta" or torch.equal(tensor, source)
+
+
+def _fresh_patterns(config: SwcmConfig) -> list[str]:
+    """Names that may be random, from the switches alone (not from the list of sources, which this checks)."""
+    parts = set(config.copied_parts or ())
+    patterns = [r"lm_head\.bias", r"decoder\.final_norm\.(weight|bias)"]
+    if not parts:
+        patterns.append(r"lm_head\.weight")
+    if "embeddings" not in parts:
+        patterns.append(r"decoder\.embed_(positions|types|norm)\.(weight|bias)")
+    for index, layer in enumerate(config.plan):
+        prefix = rf"decoder\.layers\.{index}"
+        if layer.kind == "normal":
+            patterns.append(prefix + r"\..+")
+            continue
+        for part, names in (("self_attention", "self_attention"), ("cross_attention", "cross_attention"), ("ffn", r"ffn[12]")):
+            if part not in parts:
+                patterns.append(rf"{prefix}\.{names}\..+")
+            if part not in parts or "norms" not in parts:
+                patterns.append(rf"{prefix}\.{names}_norm\..+")
+    return patterns
+
+
+def _set_generation_defaults(model: SwcmForConditionalGeneration) -> None:
+    """Stop transformers' default of 20 new tokens, and never start from the pad token."""
+    config, generation = model.config, model.generation_config
+    generation.max_length = None
+    positions = donor_for(cast(Any, config.encoder_config)).max_positions
+    generation.max_new_tokens = min(MAX_NEW_TOKENS, positions - 1)
+    generation.pad_token_id = config.pad_token_id
+    generation.bos_token_id = config.bos_token_id
+    generation.eos_token_id = config.eos_token_id
+    if not config.languages:
+        generation.decoder_start_token_id = config.bos_token_id

@@ -1,0 +1,442 @@
+"""XLM-SWCM as a transformers model (arXiv 2502.10852).
+
+Shapes: B batch, S source length, T target length, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+)
+
+from enc2gen.encoders.donor import donor_for
+from enc2gen.errors import LanguageError, ModelError
+from enc2gen.models.swcm.configuration import SwcmConfig
+from enc2gen.models.swcm.layers import CustomDecoderLayer, NormalDecoderLayer
+
+if TYPE_CHECKING:
+    from enc2gen.models.swcm.report import InitReport
+
+
+class SwcmPreTrainedModel(PreTrainedModel):
+    """What all modules with XLM-SWCM weights share."""
+
+    config_class = SwcmConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("CustomDecoderLayer", "NormalDecoderLayer")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+
+class SwcmDecoder(SwcmPreTrainedModel):
+    """The grown decoder: embeddings as in the encoder, then custom and normal layers as planned."""
+
+    def __init__(self, config: SwcmConfig) -> None:
+        super().__init__(config)
+        hidden = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
+        self.embed_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        self.embed_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        kinds = {"custom": CustomDecoderLayer, "normal": NormalDecoderLayer}
+        self.layers = nn.ModuleList(kinds[plan.kind](config, index) for index, plan in enumerate(config.plan))
+        self.final_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.norm_order == "pre" else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table, `[V, H]`."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding table."""
+        self.embed_tokens = cast(nn.Embedding, value)
+
+    def _positions(self, mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
+        """Rows of the position table, `[B, T]`: explicit, so that cached and uncached decoding agree.
+
+        transformers' XLM-R derives positions from the ids and miscounts when the first token is padding.
+        """
+        if mask is not None and mask.dim() == 2:
+            positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        else:
+            positions = torch.arange(past, past + length, device=device).expand(batch, -1)
+        return positions + self.config.position_offset
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.max_position_embeddings - self.config.position_offset
+        if length > limit:
+            raise ModelError(
+                f"the target is {length} tokens long, but the model has positions for {limit}",
+                where="decoder_input_ids",
+                remedy=f"cut targets (or max_new_tokens) to {limit} tokens",
+            )
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
+        """Word + position (+ first type) embeddings, normed as in the encoder: `[B, T, H]`."""
+        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        states = states + self.embed_positions(positions)
+        if self.embed_types is not None:
+            states = states + self.embed_types.weight[0]
+        return self.dropout(self.embed_norm(states))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decode `input_ids` `[B, T]` against `encoder_hidden_states` `[B, S, H]`.
+
+        Args:
+            attention_mask: `[B, past + T]`, 1 for real tokens.
+            encoder_attention_mask: `[B, S]`, 1 for real tokens.
+            position_ids: `[B, T]`, rows of the position table; by default counted from the mask or the cache.
+
+        Returns:
+            `last_hidden_state` `[B, T, H]`; hidden states and attentions of every layer where asked for.
+
+        Raises:
+            ModelError: the target is longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None) or encoder_hidden_states is None:
+            raise ModelError("the decoder needs encoder states and either input_ids or inputs_embeds")
+        shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:-1]
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        self._check_length(int(past) + shape[1])
+        if position_ids is None:
+            position_ids = self._positions(attention_mask, shape[0], shape[1], past, encoder_hidden_states.device)
+        states = self.embed(input_ids, inputs_embeds, position_ids)
+        self_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+        )
+        cross_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=states,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        all_states, self_weights, cross_weights = [states], [], []
+        for layer in self.layers:
+            states, own, cross = layer(states, encoder_hidden_states, self_mask, cross_mask, past_key_values)
+            all_states.append(states)
+            self_weights.append(own)
+            cross_weights.append(cross)
+        if self.final_norm is not None:
+            states = self.final_norm(states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=states,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_states) if output_hidden_states else None,
+            attentions=tuple(self_weights) if output_attentions else None,
+            cross_attentions=tuple(cross_weights) if output_attentions else None,
+        )
+
+
+class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
+    """Encoder, grown decoder and LM head. Build one with `from_encoder`, load one with `from_pretrained`.
+
+    The encoder is transformers' own module. One word embedding table serves encoder and decoder, and the LM head too
+    where `tie_lm_head` is set.
+
+    Attributes:
+        init_report: where each decoder tensor came from; set by `from_encoder`, `None` after `from_pretrained`.
+        tokenizer: saved beside the model where set.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: SwcmConfig) -> None:
+        super().__init__(config)
+        self.encoder = _bare_encoder(config)
+        self.decoder = SwcmDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.init_report: InitReport | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        # transformers 5 wants {target: source}; built per model, because tied layers depend on the plan.
+        self._tied_weights_keys = tied_parameters(config)
+        self.post_init()
+
+    @classmethod
+    def from_encoder(cls, encoder: str | os.PathLike[str] | PreTrainedModel, **options: Any) -> SwcmForConditionalGeneration:
+        """Grow a generator out of `encoder`; the options are those of `enc2gen.models.swcm.growing.grow`."""
+        from enc2gen.models.swcm.growing import grow
+
+        return grow(encoder, **options)
+
+    def get_encoder(self, modality: str | None = None) -> PreTrainedModel:
+        """The encoder, transformers' own module."""
+        return self.encoder
+
+    def get_decoder(self) -> SwcmDecoder:
+        """The grown decoder."""
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The shared word embedding table, `[V, H]`."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the shared word embedding table in encoder and decoder."""
+        self.encoder.set_input_embeddings(value)
+        self.decoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers; keeps the encoder's configuration in step with the new size."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        self.config.encoder_config.vocab_size = self.config.vocab_size = table.weight.shape[0]
+        self.decoder.embed_tokens.num_embeddings = table.weight.shape[0]
+        return table
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The LM head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the LM head."""
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **_: Any,
+    ) -> Seq2SeqLMOutput | tuple[Tensor, ...]:
+        """Predict each target token from the source and the target tokens before it.
+
+        Args:
+            input_ids: source, `[B, S]`: `<s> <language> tokens </s>`.
+            attention_mask: `[B, S]`, 1 for real tokens.
+            decoder_input_ids: `[B, T]`: target language token, then target tokens. Made from `labels` where missing.
+            labels: `[B, T]`: target tokens, then `</s>`; -100 is ignored.
+            logits_to_keep: compute logits of this many last positions only (0 = all).
+
+        Returns:
+            `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states.
+
+        Raises:
+            ModelError: source or target longer than the model's positions, or no target given.
+            LanguageError: `decoder_input_ids` have to be made but no target language is known.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self._encode(
+                input_ids, attention_mask, inputs_embeds, token_type_ids, output_attentions, output_hidden_states
+            )
+        elif isinstance(encoder_outputs, tuple):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        decoded = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=attention_mask,
+            position_ids=decoder_position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache if use_cache is not None else (labels is None and self.config.use_cache),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+        positions = keep if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(decoded.last_hidden_state[:, positions])
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        output = Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+        as_dict = return_dict if return_dict is not None else self.config.return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _encode(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> BaseModelOutput:
+        source = input_ids if input_ids is not None else inputs_embeds
+        if source is None:
+            raise ModelError("no source: give input_ids, inputs_embeds or encoder_outputs")
+        limit = donor_for(self.encoder.config).max_positions
+        if source.shape[1] > limit:
+            raise ModelError(
+                f"the source is {source.shape[1]} tokens long, but the encoder has positions for {limit}",
+                where="input_ids",
+                remedy=f"truncate sources to {limit} tokens, or split them into sentences",
+            )
+        return self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Shift `labels` `[B, T]` right behind the default target language's token."""
+        start = self.generation_config.decoder_start_token_id
+        if start is None:
+            raise LanguageError(
+                "decoder_input_ids cannot be made from labels without a target language",
+                where="decoder_input_ids",
+                remedy="pass decoder_input_ids that begin with the language token, or set config.default_target_language",
+            )
+        shifted = labels.new_full(labels.shape, start)
+        shifted[:, 1:] = labels[:, :-1]
+        return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
+
+    def language_id(self, language: str) -> int:
+        """Id of the language's token; `LanguageError` where the model does not write this language."""
+        ids = self.config.language_ids
+        if language not in ids:
+            raise LanguageError(
+                f"this model has no language {language!r}",
+                where="target_language",
+                remedy=f"use one of: {', '.join(sorted(ids)) or '(the model was built without languages)'}",
+            )
+        return ids[language]
+
+    def set_default_target_language(self, language: str) -> None:
+        """Make `language` the one that is written when `generate` is not told otherwise; saved with the model."""
+        self.generation_config.decoder_start_token_id = self.language_id(language)
+        self.config.default_target_language = language
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self, inputs: Tensor | None = None, *args: Any, target_language: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """transformers' `generate`, started with the target language's token.
+
+        Args:
+            inputs: source ids, `[B, S]`.
+            target_language: one tag for the batch, or one per source; the model's default where missing.
+
+        Returns:
+            Ids `[B, T]`, beginning with the language token; or what `return_dict_in_generate` asks for.
+
+        Raises:
+            LanguageError: the model has no such language, or none was given and there is no default.
+        """
+        if target_language is not None:
+            tags = [target_language] if isinstance(target_language, str) else list(target_language)
+            ids = [self.language_id(tag) for tag in tags]
+            kwargs["decoder_start_token_id"] = ids[0] if isinstance(target_language, str) else ids
+        given = ("decoder_start_token_id", "decoder_input_ids", "generation_config")
+        if self.generation_config.decoder_start_token_id is None and not any(kwargs.get(k) is not None for k in given):
+            raise LanguageError(
+                "no target language given",
+                where="target_language",
+                remedy=f"pass target_language, one of: {', '.join(sorted(self.config.language_ids))}",
+            )
+        return super().generate(inputs, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Save weights (safetensors), configuration, generation settings, init report and tokenizer where known."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.init_report is not None:
+            self.init_report.save(Path(save_directory) / "init_report.json")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+
+def _bare_encoder(config: SwcmConfig) -> PreTrainedModel:
+    """The encoder module of `config`, without the pooler that only classification uses."""
+    encoder: PreTrainedModel = AutoModel.from_config(config.encoder_config)
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+    return encoder
+
+
+def decoder_sources(config: SwcmConfig) -> dict[str, str]:
+    """Decoder tensor -> encoder tensor it grows from, by the plan and the copied parts (arXiv 2502.10852, section 3).
+
+    Names are relative to the model: `decoder.layers.0.ffn1.fc1.weight` -> `encoder.encoder.layer.0.intermediate...`.
+    """
+    donor = donor_for(cast(Any, config.encoder_config))
+    parts = set(config.copied_parts or ())
+    pairs: dict[str, str] = {"decoder.embed_tokens.weight": donor.word_embeddings()}
+    if "embeddings" in parts:
+        pairs |= {f"decoder.{ours}": theirs for ours, theirs in donor.embeddings().items()}
+
+    def take(part: str, prefix: str, names: dict[str, str]) -> None:
+        if part in parts:
+            pairs.update({f"{prefix}.{ours}": theirs for ours, theirs in names.items()})
+
+    for index, layer in enumerate(config.plan):
+        if layer.first is None or layer.second is None:
+            continue
+        prefix = f"decoder.layers.{index}"
+        for number, source, attention in ((1, layer.first, "self_attention"), (2, layer.second, "cross_attention")):
+            take(attention, f"{prefix}.{attention}", donor.attention(source))
+            take("ffn", f"{prefix}.ffn{number}", donor.ffn(source))
+            if attention in parts:
+                take("norms", f"{prefix}.{attention}_norm", donor.attention_norm(source))
+            if "ffn" in parts:
+                take("norms", f"{prefix}.ffn{number}_norm", donor.ffn_norm(source))
+    return {ours: f"encoder.{theirs}" for ours, theirs in pairs.items()}
+
+
+def tied_parameters(config: SwcmConfig) -> dict[str, str]:
+    """{target: source} of parameters that are one and the same: word embeddings always, the rest by configuration."""
+    sources = decoder_sources(config)
+    words = "decoder.embed_tokens.weight"
+    tied = sources if config.sharing == "tied" else {words: sources[words]}
+    return tied | ({"lm_head.weight": sources[words]} if config.tie_lm_head else {})
