@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -16,11 +20,15 @@ from enc2gen.errors import CheckpointError, ModelError
 EMBEDDED_PREFIX = "embedded:"
 
 
-def load_encoder(encoder: str | os.PathLike[str] | PreTrainedModel) -> PreTrainedModel:
+def load_encoder(
+    encoder: str | os.PathLike[str] | PreTrainedModel, *, rows: Sequence[int] | None = None
+) -> PreTrainedModel:
     """Return the bare encoder, in float32 and evaluation mode unless it was given loaded.
 
     Args:
         encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (with or without a task head).
+        rows: keep only these rows of the word embedding table, in this order (a trimmed vocabulary). A loaded model
+            is not changed: the result is a copy.
 
     Raises:
         ModelError: nothing of this name, or an encoder that cannot donate (the message lists those that can).
@@ -28,10 +36,29 @@ def load_encoder(encoder: str | os.PathLike[str] | PreTrainedModel) -> PreTraine
     """
     if isinstance(encoder, PreTrainedModel):
         donor_for(encoder.config)
-        return encoder.base_model
+        base = encoder.base_model
+        return base if rows is None else _keep_rows(copy.deepcopy(base), rows)
     name = os.fspath(encoder)
     if name.startswith(EMBEDDED_PREFIX):
-        return load_embedded(name.removeprefix(EMBEDDED_PREFIX))
+        return load_embedded(name.removeprefix(EMBEDDED_PREFIX), rows=rows)
+    loaded = _load_checkpoint(name)
+    return loaded if rows is None else _keep_rows(loaded, rows)
+
+
+def _keep_rows(encoder: PreTrainedModel, rows: Sequence[int]) -> PreTrainedModel:
+    table = cast(nn.Embedding, encoder.get_input_embeddings())
+    if rows[: 1 + (pad := int(encoder.config.pad_token_id))][-1] != pad:
+        # RoBERTa's positions are counted from the pad token's id, so it must keep its place.
+        raise ModelError(f"the trimmed vocabulary moves the pad token away from id {pad}", where="rows")
+    kept = nn.Embedding(len(rows), table.embedding_dim, padding_idx=pad)
+    with torch.no_grad():
+        kept.weight.copy_(table.weight[list(rows)])
+    encoder.set_input_embeddings(kept)
+    encoder.config.vocab_size = len(rows)
+    return encoder
+
+
+def _load_checkpoint(name: str) -> PreTrainedModel:
     config = _load_config(name)
     donor_for(config)
     model_class: Any = MODEL_MAPPING[type(config)]

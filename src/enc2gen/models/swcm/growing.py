@@ -88,7 +88,7 @@ def grow(
     plan = plan_layers(
         donors, growth=growth, insert_every=insert_every, normal_after_last=normal_after_last, normal_layers=normal_layers
     )
-    tokenizer, language_ids, fresh_rows = _extend_vocabulary(encoder, loaded, tokenizer, languages)
+    tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, tokenizer, languages)
     parts = [] if random_encoder else [part for part in COPY_PARTS if part in copy]
     config = _configure(loaded, plan, parts, sharing, tie_lm_head, norm_order, language_ids, tokenizer, dropout)
     device = next(loaded.parameters()).device
@@ -128,13 +128,18 @@ def _select_layers(
     return (kept if encoder_layers is not None else None), [kept.index(layer) for layer in wanted]
 
 
-def _extend_vocabulary(
+def extend_vocabulary(
     encoder: str | os.PathLike[str] | PreTrainedModel,
     loaded: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     languages: Sequence[str],
 ) -> tuple[PreTrainedTokenizerBase | None, dict[str, int], list[int]]:
-    """Tokenizer with language tokens, tag -> id, and the ids whose embedding rows are new."""
+    """Add language tokens: a copy of the tokenizer that has them, tag -> id, and the ids whose embedding rows are new.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than the encoder's table has rows.
+        LanguageError: an unknown tag.
+    """
     tags = normalise_languages(languages)
     rows = loaded.get_input_embeddings().weight.shape[0]
     if tokenizer is None and not isinstance(encoder, PreTrainedModel):
@@ -227,11 +232,7 @@ def _transfer(model: SwcmForConditionalGeneration, encoder: PreTrainedModel, fre
     if missing:
         raise ModelError(f"the encoder lacks {sorted(missing)[0]} and {len(missing) - 1} other tensors")
     rows = model.get_input_embeddings().weight
-    rows[: len(table)] = table
-    if fresh_rows:
-        # New rows look like the table's average row, so that softmax and attention see nothing unusual.
-        mean, spread = table.mean(dim=0), table.std(dim=0)
-        rows[fresh_rows] = (mean + spread * torch.randn(len(fresh_rows), len(mean))).to(rows.dtype)
+    rows.copy_(fill_rows(table, len(rows), fresh_rows))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tied = tied_parameters(cast(SwcmConfig, model.config))
     for target, source in decoder_sources(cast(SwcmConfig, model.config)).items():
@@ -239,6 +240,19 @@ def _transfer(model: SwcmForConditionalGeneration, encoder: PreTrainedModel, fre
             parameters[target].copy_(parameters[source])
     if "lm_head.weight" not in tied:
         model.lm_head.weight.copy_(rows)
+
+
+def fill_rows(table: Tensor, size: int, fresh_rows: Sequence[int]) -> Tensor:
+    """`table` `[old, hidden]` extended to `[size, hidden]`, with `fresh_rows` drawn around the table's mean row.
+
+    New rows look like the average row, so that softmax and attention see nothing unusual.
+    """
+    rows = table.new_zeros(size, table.shape[1])
+    rows[: len(table)] = table
+    if fresh_rows:
+        noise = torch.randn(len(fresh_rows), table.shape[1])
+        rows[list(fresh_rows)] = (table.mean(dim=0) + table.std(dim=0) * noise).to(table.dtype)
+    return rows
 
 
 def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Sequence[int] = ()) -> InitReport:

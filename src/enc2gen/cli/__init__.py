@@ -1,0 +1,1 @@
+"""COMMAND LINE: thin verbs over importable functions."""

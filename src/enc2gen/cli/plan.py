@@ -1,0 +1,31 @@
+"""`enc2gen run --dry-run`: what a recipe would do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from enc2gen.experiments.recipe import Recipe, load_recipe
+
+
+def print_plan(path: Path, overrides: Sequence[str], languages: str | None, console: Console) -> Recipe:
+    """Validate the recipe and print its stages and resolved settings."""
+    tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
+    recipe = load_recipe(path, overrides, languages=tags)
+    console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False)
+    stages = ["prepare"] + [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
+    for stage in ("pretrain", "finetune"):
+        for name in recipe.systems:
+            training = recipe.training(name, stage)  # type: ignore[arg-type]
+            if training is not None:
+                stages.append(f"{stage} {name}: {training.max_steps:,} steps, learning rate {training.learning_rate:g}")
+    stages += [f"evaluate {name}" for name in recipe.systems] + ["report"]
+    for number, stage in enumerate(stages, start=1):
+        console.print(f"# {number}. {stage}", highlight=False, markup=False)
+    console.print(
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), highlight=False, markup=False
+    )
+    return recipe

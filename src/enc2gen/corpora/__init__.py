@@ -1,0 +1,2 @@
+"""Corpora: languages and scripts, language identification, readers, and the text inside installed
+packages."""

@@ -1,0 +1,191 @@
+"""Sources of records: files, folders, Hub datasets and built-in corpora, all as streams."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from enc2gen.corpora.builtin import MAX_PER_ORIGIN, localisation_records
+from enc2gen.corpora.formats import EXTENSIONS, FORMATS, Record
+from enc2gen.errors import ConfigError, DataError
+
+__all__ = ["EXTENSIONS", "FORMATS", "Record", "read_records"]
+
+_HUB_NAME = re.compile(r"(?:hub:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
+
+
+def read_records(
+    source: str | Path,
+    *,
+    format: str | None = None,
+    split: str = "train",
+    columns: Sequence[str] | None = None,
+) -> Iterator[Record]:
+    """Stream the records of a source.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, .tsv, .txt, .po, each also .gz; .parquet), a folder (all such
+            files below it, sorted by path), `builtin:localisation?languages=kk,ug`, or a Hub dataset:
+            `owner/name[:config]` or `hub:name[:config]`. Plain text gives one record {"text": line} per
+            non-blank line; .po gives "source", "target" and "context".
+        format: one of `FORMATS`, where the extension does not tell; in a folder, only files of this format
+            are read.
+        split: which split of a Hub dataset or built-in corpus; files have none.
+        columns: the fields to keep; each must be there in every record. None keeps all.
+
+    Raises:
+        DataError: at the call, for a source that is not there; while reading, for a file that is empty,
+            damaged, not UTF-8, or without a wanted column, naming file and line or byte.
+        ConfigError: an unknown format or built-in corpus, or options that it does not take.
+    """
+    if str(source).startswith("builtin:"):
+        return _select(_builtin_records(str(source), split), columns, str(source))
+    path = Path(source)
+    if str(source).startswith("hub:") or not path.exists():
+        name = _HUB_NAME.fullmatch(str(source))
+        if name and not _extension(path) and (str(source).startswith("hub:") or "/" in name["name"]):
+            return _select(_hub_records(name["name"], name["config"], split), columns, str(source))
+        raise DataError(
+            "no such file or folder",
+            where=str(source),
+            remedy="check the path; a Hub dataset is written owner/name[:config] or hub:name, "
+            "a built-in corpus builtin:localisation?languages=kk,ug",
+        )
+    return _chain([(file, _reader(file, format)) for file in _files(path, format)], columns)
+
+
+def _files(path: Path, format: str | None) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if format is not None and format not in FORMATS:
+        raise FORMATS.unknown(format, where=str(path))
+    inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = [
+        file for file in inside if (found := EXTENSIONS.get(_extension(file))) and format in (None, found)
+    ]
+    if not files:
+        raise DataError(
+            f"the folder holds no {format or 'readable'} file",
+            where=str(path),
+            remedy=f"put files there: {_known()}",
+        )
+    return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _extension(path: Path) -> str:
+    """Return the lower-cased extension that names the format if it is known, else ""."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] == ".gz":
+        suffixes.pop()
+        return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS and suffixes[-1] != ".parquet" else ""
+    return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS else ""
+
+
+def _known() -> str:
+    return f"{', '.join(sorted(EXTENSIONS))} (all but .parquet also with .gz)"
+
+
+def _reader(path: Path, format: str | None) -> Callable[[Path], Iterator[Record]]:
+    if format is not None:
+        return FORMATS.get(format, where=str(path))
+    extension = _extension(path)
+    if not extension:
+        raise DataError(
+            f"unknown file type {''.join(path.suffixes[-2:]) or path.name!r}",
+            where=str(path),
+            remedy=f"name the format ({', '.join(FORMATS)}), or rename the file to one of {_known()}",
+        )
+    return FORMATS.get(EXTENSIONS[extension], where=str(path))
+
+
+def _chain(
+    files: Sequence[tuple[Path, Callable[[Path], Iterator[Record]]]], columns: Sequence[str] | None
+) -> Iterator[Record]:
+    for path, reader in files:
+        try:
+            yield from _select(reader(path), columns, str(path))
+        except OSError as error:
+            raise DataError(
+                f"cannot be read: {error.strerror or error}",
+                where=str(path),
+                remedy="check the file's permissions",
+            ) from error
+
+
+def _select(records: Iterator[Record], columns: Sequence[str] | None, where: str) -> Iterator[Record]:
+    """Yield the records cut to `columns`; an error if a column is missing or there is no record at all."""
+    number = 0
+    for number, record in enumerate(records, 1):
+        if columns is None:
+            yield record
+            continue
+        missing = [column for column in columns if column not in record]
+        if missing:
+            close = difflib.get_close_matches(missing[0], list(record), n=1)
+            raise DataError(
+                f"missing column {', '.join(map(repr, missing))} in record {number}",
+                where=where,
+                remedy=(f"did you mean {close[0]!r}? " if close else "")
+                + f"available: {', '.join(map(str, record)) or 'none'}",
+            )
+        yield {column: record[column] for column in columns}
+    if number == 0:
+        raise DataError(
+            "the source holds no records", where=where, remedy="check that it is the file you meant"
+        )
+
+
+def _builtin_records(source: str, split: str) -> Iterator[Record]:
+    name, _, query = source.removeprefix("builtin:").partition("?")
+    if name != "localisation":
+        raise ConfigError(
+            f"unknown built-in corpus {name!r}",
+            where=source,
+            remedy="available: builtin:localisation?languages=kk,ug",
+        )
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(options) - {"languages", "max_per_origin"})
+    if unknown:
+        raise ConfigError(
+            f"unknown option {unknown[0]!r}", where=source, remedy="available: languages, max_per_origin"
+        )
+    limit = options.get("max_per_origin", str(MAX_PER_ORIGIN))
+    if not limit.isdecimal():
+        raise ConfigError(
+            f"max_per_origin={limit} is no number", where=source, remedy="use a number of at least 1"
+        )
+    languages = [tag for tag in options.get("languages", "").split(",") if tag.strip()]
+    return iter(list(localisation_records(languages, split=split, max_per_origin=int(limit))))
+
+
+def _hub_records(name: str, config: str | None, split: str) -> Iterator[Record]:
+    import datasets
+
+    where = f"Hub dataset {name}"
+    local = f"; if a file or folder {name} was meant: there is none"
+    try:
+        yield from datasets.load_dataset(name, config, split=split, streaming=True)
+    except ConnectionError as error:
+        raise DataError(
+            f"the Hugging Face Hub cannot be reached: {error}",
+            where=where,
+            remedy="check the network and that HF_HUB_OFFLINE is not set; or, where there is a network, run "
+            f"`hf download --repo-type dataset {name} --local-dir DIR` and give the folder DIR as the source"
+            + local,
+        ) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            "no such dataset, or it is private",
+            where=where,
+            remedy="check the name on https://huggingface.co/datasets; if it is private or gated, run "
+            "`hf auth login`" + local,
+        ) from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"cannot be read: {error}",
+            where=where,
+            remedy="check the configuration (owner/name:config) and the split on the dataset's page",
+        ) from error

@@ -1,0 +1,1 @@
+"""EXPERIMENTS: recipes, the stages that carry them out, and reports."""

@@ -1,0 +1,289 @@
+"""Recipes: one YAML file that says everything a run needs. Validated whole, with every error at once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from enc2gen.corpora.languages import normalise_language
+from enc2gen.data.batching import BatchingConfig
+from enc2gen.data.mixture import MixtureConfig
+from enc2gen.data.noising import NoiseConfig
+from enc2gen.data.tasks import build_task
+from enc2gen.errors import ConfigError, Enc2genError
+from enc2gen.evaluation.metrics import METRICS
+from enc2gen.generation.generator import DecodingConfig
+from enc2gen.models.baselines import PRESETS
+from enc2gen.training.config import TrainingConfig
+
+StageName = Literal["pretrain", "finetune"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderConfig(_Section):
+    """The pretrained encoder and what is kept of it."""
+
+    name: str = Field(description="Hub name, folder, or embedded:multilingual-e5-small")
+    layers: list[int] | None = Field(default=None, description="encoder layers to keep, all by default (small machines)")
+    trim_vocabulary: bool = Field(
+        default=False, description="keep only tokens that the training data uses (embedding rows are most of the weights)"
+    )
+    dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the encoder's dropout rates")
+
+
+class DatasetConfig(_Section):
+    """One corpus with a task's mapping from fields to (source, target)."""
+
+    path: str = Field(
+        description="file, folder, hub:owner/name or builtin:localisation; {languages} stands for the recipe's languages"
+    )
+    task: str = Field(default="translation", description="translation, summarisation, reading-comprehension, text-to-text")
+    fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
+    split: str = Field(default="train", description="split to read, for Hub data sets")
+    dev: str | None = Field(default=None, description="development file; without it, dev_percent of `path`")
+    test: str | None = Field(default=None, description="test file; without it, test_percent of `path`")
+    dev_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for development, by hash")
+    test_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for testing, by hash")
+    stages: tuple[StageName, ...] = Field(default=("pretrain", "finetune"), description="stages that train on it")
+    limit: int | None = Field(default=None, ge=1, description="read at most so many records")
+
+    @model_validator(mode="after")
+    def _task_mapping_is_valid(self) -> DatasetConfig:
+        try:
+            build_task(self.task, self.fields)
+        except Enc2genError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class MonolingualConfig(_Section):
+    """Plain text for denoising."""
+
+    path: str = Field(description="file, folder or hub:owner/name; {languages} stands for the recipe's languages")
+    field: str = Field(default="text", description="field with the text")
+    language: str | None = Field(default=None, description="language of all texts")
+    language_field: str | None = Field(default=None, description="field with the text's language")
+    split: str = Field(default="train", description="split to read, for Hub data sets")
+    limit: int | None = Field(default=None, ge=1, description="read at most so many texts")
+
+    @model_validator(mode="after")
+    def _one_language(self) -> MonolingualConfig:
+        if (self.language is None) == (self.language_field is None):
+            raise ValueError("give exactly one of language and language_field")
+        return self
+
+
+class DataConfig(_Section):
+    """What is read."""
+
+    datasets: list[DatasetConfig] = Field(min_length=1, description="corpora of (source, target) pairs")
+    monolingual: list[MonolingualConfig] = Field(default_factory=list, description="plain text for denoising")
+    denoise_targets: bool = Field(
+        default=False, description="use the training targets of the pretraining data as plain text, too"
+    )
+    max_source_length: int = Field(
+        default=256, ge=4, le=8192, description="tokens; longer sources are cut (256: arXiv 2502.10852, section 4.1)"
+    )
+    max_target_length: int = Field(default=256, ge=2, le=8192, description="tokens; longer targets are cut")
+
+
+class StageConfig(_Section):
+    """One training stage."""
+
+    training: TrainingConfig = Field(description="optimiser, schedule, checkpoints")
+    batching: BatchingConfig = Field(default_factory=lambda: BatchingConfig(max_tokens=4096), description="batches")
+    mixture: MixtureConfig = Field(default_factory=MixtureConfig, description="mixing of languages and objectives")
+
+
+class PretrainConfig(StageConfig):
+    """Denoising and translation, mixed (arXiv 2502.10852, section 3.2)."""
+
+    noise: NoiseConfig = Field(default_factory=NoiseConfig, description="of the denoising objective")
+
+
+class SystemConfig(_Section):
+    """One system to build, train and measure."""
+
+    preset: str = Field(default="swcm", description="swcm, random-decoder, base-a, ... (enc2gen doctor lists them)")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of from_encoder that replace the preset's")
+    pretrain: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for pretraining")
+    finetune: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for fine-tuning")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(str(PRESETS.unknown(preset)))
+        return preset
+
+
+class EvaluationConfig(_Section):
+    """How systems are measured."""
+
+    metrics: list[str] = Field(default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute")
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="search")
+    resamples: int = Field(default=1000, ge=100, description="bootstrap resamples of the 95 % intervals")
+    limit: int | None = Field(default=None, ge=2, description="evaluate at most so many test examples per language")
+    samples: int = Field(default=10, ge=0, description="sample outputs shown per run")
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: list[str]) -> list[str]:
+        for metric in metrics:
+            if metric not in METRICS:
+                raise ValueError(str(METRICS.unknown(metric)))
+        return metrics
+
+
+class Recipe(_Section):
+    """Everything one run needs: data, encoder, systems, training, evaluation."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="of the run")
+    description: str = Field(default="", description="what the run is for")
+    output: str | None = Field(default=None, description="folder of the run; runs/NAME by default")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of everything random")
+    languages: list[str] = Field(min_length=1, description="languages to write (BCP 47)")
+    encoder: EncoderConfig = Field(description="the encoder")
+    data: DataConfig = Field(description="the corpora")
+    systems: dict[str, SystemConfig] = Field(min_length=1, description="systems by name; the first is published as model/")
+    pretrain: PretrainConfig | None = Field(default=None, description="pretraining; none by default")
+    finetune: StageConfig | None = Field(default=None, description="fine-tuning; none by default")
+    evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig, description="measuring")
+
+    @field_validator("languages")
+    @classmethod
+    def _tags(cls, languages: list[str]) -> list[str]:
+        try:
+            return list(dict.fromkeys(normalise_language(tag) for tag in languages))
+        except Enc2genError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Recipe:
+        if self.pretrain is None and self.finetune is None:
+            raise ValueError("the recipe trains nothing: give pretrain, finetune or both")
+        for name, system in self.systems.items():
+            for stage in ("pretrain", "finetune"):
+                self.training(name, stage, system)  # type: ignore[arg-type]
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output or f"runs/{self.name}")
+
+    @property
+    def main_system(self) -> str:
+        """The system that is published as `model/`."""
+        return next(iter(self.systems))
+
+    def training(self, name: str, stage: StageName, system: SystemConfig | None = None) -> TrainingConfig | None:
+        """Training settings of a system in a stage: the stage's, the system's own on top, the recipe's seed."""
+        section: StageConfig | None = getattr(self, stage)
+        own = getattr(system or self.systems[name], stage)
+        if section is None:
+            if own:
+                raise ValueError(f"systems.{name}.{stage} is set, but the recipe has no {stage} section")
+            return None
+        try:
+            return TrainingConfig(**{**section.training.model_dump(), "seed": self.seed, **own})
+        except ValidationError as error:
+            raise ValueError(f"systems.{name}.{stage}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `section.key=value` settings that replace the file's; values are YAML.
+        languages: replace the recipe's languages.
+
+    Raises:
+        ConfigError: file missing or not YAML, or fields unknown, missing or invalid: all are listed.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such recipe", where=str(path), remedy="see recipes/ for examples") from error
+    except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
+        raise ConfigError(f"the recipe is not readable YAML: {error}", where=str(path), remedy="repair the file") from error
+    if not isinstance(content, dict):
+        raise ConfigError("the recipe is not a mapping of fields", where=str(path), remedy="see recipes/quickstart.yaml")
+    for override in overrides:
+        _override(content, override)
+    if languages:
+        content["languages"] = list(languages)
+    try:
+        return Recipe(**content)
+    except ValidationError as error:
+        raise ConfigError(_all_problems(error), where=str(path), remedy="correct these fields and run again") from error
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"{override!r} is not of the form section.key=value", where="--set")
+    node: Any = content
+    for key in keys[:-1]:
+        node = node.setdefault(key, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"{name!r} names nothing in this recipe", where="--set", remedy="check the section names")
+    try:
+        node[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {name!r} is not YAML: {value!r}", where="--set") from error
+
+
+def _all_problems(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or "recipe"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown field" + _suggestion(problem["loc"])
+        lines.append(f"{place}: {message}")
+    count = len(lines)
+    return f"{count} problem{'s' if count > 1 else ''}\n  " + "\n  ".join(lines)
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    """`, did you mean ...?` from the fields of the section that `location` lies in."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        section = _child(section, part)
+        if section is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    return f", did you mean {close[0]!r}?" if close else f"; fields here: {', '.join(section.model_fields)}"
+
+
+def _child(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
+    import typing
+
+    if isinstance(part, int) or part not in section.model_fields:
+        return section  # an index into a list, or a key of a mapping: the item's model is the section already
+    pending = [section.model_fields[part].annotation]
+    while pending:
+        kind = pending.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+        pending += typing.get_args(kind)
+    return None
+
+
+def digest(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """sha256 of a JSON-able value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()

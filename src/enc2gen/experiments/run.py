@@ -1,0 +1,202 @@
+"""Carry out a recipe: prepare -> build -> pretrain -> finetune -> evaluate -> report, each stage cached."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from enc2gen import __version__
+from enc2gen.evaluation.metrics import METRICS
+from enc2gen.experiments import systems
+from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
+from enc2gen.experiments.prepare import data_fingerprint, prepare
+from enc2gen.experiments.recipe import Recipe, digest
+from enc2gen.experiments.report import print_results, write_report
+from enc2gen.experiments.workspace import Workspace
+from enc2gen.training.runtime import locked_folder
+
+STAGES = ("prepare", "build", "pretrain", "finetune", "evaluate", "report")
+
+
+class Run:
+    """One run of a recipe in its folder.
+
+    Args:
+        recipe: what to do.
+        console: where progress goes.
+    """
+
+    def __init__(self, recipe: Recipe, console: Console) -> None:
+        self.recipe, self.console = recipe, console
+        transformers.logging.disable_progress_bar()  # ours is the only progress shown
+        datasets.disable_progress_bars()
+        self.workspace = Workspace(recipe)
+        self.keys: dict[str, str] = {}
+
+    def run(self, stages: Sequence[str] = STAGES) -> Path:
+        """Run `stages` and whatever they need; returns the folder.
+
+        Raises:
+            Interrupted: saved, and to be continued by running again.
+        """
+        last = max(STAGES.index(stage) for stage in stages)
+        with locked_folder(self.workspace.root):
+            for stage in STAGES[: last + 1]:
+                getattr(self, f"_{stage}")()
+        return self.workspace.root
+
+    def _stage(
+        self, stage: str, depends_on: dict[str, Any], work: Callable[[], Any], folder: Path | None = None
+    ) -> None:
+        if self.workspace.key(stage) is None or not self.workspace.done(stage, digest({"stage": stage, **depends_on})):
+            self.console.rule(f"[bold]{stage}", align="left")
+        key, ran = self.workspace.run_stage(stage, depends_on, work, folder=folder)
+        self.keys[stage] = key
+        if not ran:
+            self.log(f"{stage}: done before, kept")
+
+    def log(self, message: str) -> None:
+        """One line for the user."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def _prepare(self) -> None:
+        recipe = self.recipe
+        depends = {
+            "version": __version__,
+            "data": recipe.data.model_dump(mode="json"),
+            "files": data_fingerprint(recipe),
+            "languages": recipe.languages,
+            "encoder": [recipe.encoder.name, recipe.encoder.trim_vocabulary],
+        }
+        self._stage(
+            "prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data
+        )
+
+    def _build(self) -> None:
+        for name, system in self.recipe.systems.items():
+            depends = {
+                "prepare": self.keys["prepare"],
+                "system": [system.preset, system.options],
+                "encoder": self.recipe.encoder.model_dump(mode="json"),
+                "seed": self.recipe.seed,
+            }
+            self._stage(
+                f"build-{name}",
+                depends,
+                lambda name=name: systems.build(self.recipe, self.workspace, name, self.log),
+                self.workspace.system(name, "initial"),
+            )
+
+    def _train(self, stage: systems.StageName) -> None:
+        section = getattr(self.recipe, stage)
+        if section is None:
+            return
+        for name in self.recipe.systems:
+            training = self.recipe.training(name, stage)
+            assert training is not None
+            depends = {
+                "before": self.keys.get(f"pretrain-{name}", self.keys[f"build-{name}"]),
+                "section": section.model_dump(mode="json", exclude={"training"}),
+                "training": training.identity(),
+            }
+            self._stage(
+                f"{stage}-{name}",
+                depends,
+                lambda name=name: systems.train(self.recipe, self.workspace, name, stage, self.log),
+                self.workspace.system(name, stage),
+            )
+
+    def _pretrain(self) -> None:
+        self._train("pretrain")
+
+    def _finetune(self) -> None:
+        self._train("finetune")
+
+    def _trained_key(self, name: str) -> str:
+        return self.keys.get(f"finetune-{name}") or self.keys[f"pretrain-{name}"]
+
+    def _evaluate(self) -> None:
+        settings = self.recipe.evaluate.model_dump(mode="json")
+        for name in self.recipe.systems:
+            self._stage(
+                f"evaluate-{name}",
+                {"model": self._trained_key(name), "evaluate": settings, "seed": self.recipe.seed},
+                lambda name=name: self._evaluate_one(name),
+            )
+        self._stage(
+            "evaluate-floors",
+            {"data": self.keys["prepare"], "evaluate": settings, "seed": self.recipe.seed},
+            lambda: self.workspace.write_json(
+                self.workspace.root / "floors.json", evaluate_floors(self.recipe, self.workspace)
+            ),
+        )
+
+    def _evaluate_one(self, name: str) -> None:
+        columns = (TextColumn(f"{name}: {{task.description}}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            tasks: dict[str, Any] = {}
+
+            def on_batch(language: str, finished: int, total: int) -> None:
+                if language not in tasks:
+                    tasks[language] = progress.add_task(f"writing {language}", total=total)
+                progress.update(tasks[language], completed=finished)
+
+            evaluate_system(self.recipe, self.workspace, name, on_batch)
+        self.log(f"{name}: outputs in {self.workspace.system(name, 'hypotheses.jsonl')}")
+
+    def _report(self) -> None:
+        metrics = self.collect()
+        self.workspace.write_json(self.workspace.root / "metrics.json", metrics)
+        self._publish()
+        write_report(self.recipe, self.workspace, metrics)
+        self.console.rule("[bold]results", align="left")
+        print_results(self.recipe, self.workspace, metrics, self.console)
+
+    def _publish(self) -> None:
+        """Copy the main system's model to `model/`."""
+        source = systems.final_folder(self.recipe, self.workspace, self.recipe.main_system)
+        target, temporary = self.workspace.root / "model", self.workspace.root / ".model.tmp"
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        shutil.copytree(source, temporary)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+
+    def collect(self) -> dict[str, Any]:
+        """Everything measured: what `metrics.json` holds."""
+        floors = self.workspace.read_json(self.workspace.root / "floors.json")
+        measured = {
+            name: self.workspace.read_json(self.workspace.system(name, "scores.json")) for name in self.recipe.systems
+        }
+        training = {
+            f"{name}/{stage}": self.workspace.read_json(self.workspace.system(name, stage, "result.json"))
+            for name in self.recipe.systems
+            for stage in ("pretrain", "finetune")
+            if getattr(self.recipe, stage) is not None
+        }
+        return {
+            "recipe": self.recipe.name,
+            "recipe_hash": digest(self.recipe.model_dump(mode="json")),
+            "seed": self.recipe.seed,
+            "enc2gen": __version__,
+            "machine": {
+                "processor": platform.machine(),
+                "cores": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+            "higher_is_better": {name: METRICS.get(name).higher_is_better for name in self.recipe.evaluate.metrics},
+            "systems": {name: entry["scores"] for name, entry in measured.items()} | floors,
+            "source_use": {name: entry["source_use"] for name, entry in measured.items()},
+            "training": training,
+            "seconds": self.workspace.seconds(),
+        }

@@ -1,0 +1,190 @@
+"""Stages `build`, `pretrain` and `finetune`: one system of a recipe from encoder to trained model."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from enc2gen.data.batching import Batch, evaluation_batches
+from enc2gen.encoders.loading import load_encoder, load_tokenizer
+from enc2gen.errors import Enc2genError
+from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
+from enc2gen.experiments.prepare import PreparedData
+from enc2gen.experiments.recipe import Recipe, StageName
+from enc2gen.experiments.workspace import Workspace
+from enc2gen.models.baselines import build_system
+from enc2gen.models.swcm import SwcmForConditionalGeneration
+from enc2gen.tokenization.tokenizer import TextCodec
+from enc2gen.training.trainer import Trainer
+
+Log = Callable[[str], None]
+DEV_EXAMPLES = 1000
+"""Most development examples per language that validation looks at (our choice: validation stays cheap)."""
+
+
+class Interrupted(Enc2genError):
+    """The run was interrupted and saved; running it again goes on."""
+
+
+def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
+    """Build a system and save it untrained, with its tokenizer and init report."""
+    system = recipe.systems[name]
+    summary = workspace.read_json(workspace.data / "summary.json")
+    encoder = load_encoder(recipe.encoder.name, rows=summary["vocabulary"]["kept_ids"])
+    encoder.config.name_or_path = recipe.encoder.name
+    options = dict(system.options)
+    if system.preset != "warm-start":
+        for key, value in (("encoder_layers", recipe.encoder.layers), ("dropout", recipe.encoder.dropout)):
+            if value is not None:
+                options.setdefault(key, value)
+    tokenizer = load_tokenizer(workspace.tokenizer)
+    model = build_system(
+        system.preset,
+        encoder,
+        tokenizer=tokenizer,
+        languages=summary["languages"],
+        seed=recipe.seed,
+        options=options,
+    )
+    sources = PreparedData(workspace.data).examples("train").unique("source_language")
+    model.config.default_source_language = sources[0] if len(sources) == 1 else None
+    _save(model, workspace, name, recipe, log)
+
+
+def _save(model: PreTrainedModel, workspace: Workspace, name: str, recipe: Recipe, log: Log) -> None:
+    """Save with the output limit learnt from the training targets."""
+    tokenizer = getattr(model, "tokenizer", None) or _with_languages(workspace, model)
+    codec = TextCodec(tokenizer, model.config.languages, **_limits(recipe))
+    limit = target_limit(codec, PreparedData(workspace.data).examples("train")["target"])
+    model.generation_config.max_new_tokens = limit
+    if len(recipe.languages) == 1:
+        model.config.default_target_language = recipe.languages[0]
+        model.generation_config.decoder_start_token_id = model.config.languages[recipe.languages[0]]
+    folder = workspace.system(name, "initial")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    log(f"{name}: {model.num_parameters():,} parameters; outputs are limited to {limit} tokens, learnt from the data")
+
+
+def _with_languages(workspace: Workspace, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    from enc2gen.tokenization.tokenizer import add_language_tokens
+
+    tokenizer = load_tokenizer(workspace.tokenizer)
+    add_language_tokens(tokenizer, list(model.config.languages))
+    return tokenizer
+
+
+def _limits(recipe: Recipe) -> dict[str, int]:
+    return {"max_source_length": recipe.data.max_source_length, "max_target_length": recipe.data.max_target_length}
+
+
+def codec_for(recipe: Recipe, folder: Path, model: PreTrainedModel) -> TextCodec:
+    """The codec of a saved system."""
+    return TextCodec(load_tokenizer(folder), model.config.languages, **_limits(recipe))
+
+
+def load_system(folder: Path) -> PreTrainedModel:
+    """A saved system, in training precision."""
+    return AutoModelForSeq2SeqLM.from_pretrained(folder)
+
+
+def validation_sets(data: PreparedData, codec: TextCodec, max_tokens: int | None) -> dict[str, list[Batch]]:
+    """Development batches by target language; the first `DEV_EXAMPLES` of each."""
+    rows: dict[str, list[Any]] = {}
+    for row in data.examples("dev"):
+        rows.setdefault(row["target_language"], []).append(row)
+    return {
+        tag: evaluation_batches([encode_pair(codec, row) for row in chosen[:DEV_EXAMPLES]], codec.pad_id, max_tokens or 4096)
+        for tag, chosen in sorted(rows.items())
+    }
+
+
+def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log: Log) -> None:
+    """Train a system in one stage, from the initial model or from the stage before.
+
+    Raises:
+        Interrupted: by Ctrl-C or SIGTERM, after saving.
+    """
+    section, config = getattr(recipe, stage), recipe.training(name, stage)
+    assert section is not None and config is not None
+    before = workspace.system(name, "initial" if stage == "pretrain" or recipe.pretrain is None else "pretrained")
+    model = load_system(before)
+    codec = codec_for(recipe, before, model)
+    data = PreparedData(workspace.data)
+    stream = training_stream(stage, section, data.examples("train"), data.texts(), codec, seed=recipe.seed)
+    fresh = _fresh_parameters(before, workspace.system(name, "initial"))
+    folder = workspace.system(name, stage)
+    trainer = Trainer(
+        model,
+        stream,
+        validation_sets(data, codec, section.batching.max_tokens),
+        config,
+        folder,
+        new_parameters=fresh.__contains__,
+    )
+    log(f"{name}: {stage}, {config.max_steps} steps, learning rate {config.learning_rate:g}, {trainer.precision}; output in {folder}")
+    result = trainer.train()
+    if result.interrupted:
+        raise Interrupted(
+            f"interrupted after {result.steps} of {config.max_steps} steps; everything is saved", where=str(folder)
+        )
+    if codec.truncated:
+        log(f"{name}: {codec.truncated:,} texts were cut to the length limits")
+    model.generation_config = load_system_generation(before)
+    target = workspace.system(name, f"{stage}ed" if stage == "finetune" else "pretrained")
+    _replace(model, codec.tokenizer, target, before)
+    workspace.write_json(folder / "result.json", _summary(result))
+    log(f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; best loss {result.best_loss}")
+    del trainer, model
+    gc.collect()
+
+
+def load_system_generation(folder: Path) -> Any:
+    """Generation settings of a saved system."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(folder)
+
+
+def _summary(result: Any) -> dict[str, Any]:
+    names = ("steps", "best_step", "best_loss", "losses", "tokens", "seconds", "tokens_per_second", "stopped_early", "skipped")
+    return {name: getattr(result, name) for name in names}
+
+
+def _fresh_parameters(before: Path, initial: Path) -> set[str]:
+    """Names of randomly initialised parameters, from the init report where there is one."""
+    import json
+
+    report = initial / "init_report.json"
+    if not report.exists():
+        return set()
+    tensors = json.loads(report.read_text(encoding="utf-8"))["tensors"]
+    return {tensor["name"] for tensor in tensors if tensor["origin"] in ("random", "constant")}
+
+
+def _replace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, before: Path) -> None:
+    """Write a model folder whole, then put it in the place of an older one."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    report = before / "init_report.json"
+    if report.exists():
+        shutil.copy2(report, temporary / report.name)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+
+
+def final_folder(recipe: Recipe, workspace: Workspace, name: str) -> Path:
+    """Folder of a system's last trained model."""
+    return workspace.system(name, "finetuned" if recipe.finetune is not None else "pretrained")
+
+
+__all__ = ["Interrupted", "SwcmForConditionalGeneration", "build", "final_folder", "train"]

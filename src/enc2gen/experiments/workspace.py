@@ -1,0 +1,120 @@
+"""The folder of a run: which stage is done with which settings, and where everything lies."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from enc2gen.errors import CheckpointError, OutputError
+from enc2gen.experiments.recipe import Recipe, digest
+
+MARKER = "enc2gen-run.json"
+
+
+class Workspace:
+    """Files of one run, and the memory of its finished stages.
+
+    A stage is identified by a key: a hash of everything it depends on. A finished stage with the same key is not run
+    again; with another key its old output is replaced.
+
+    Args:
+        recipe: of the run.
+
+    Raises:
+        OutputError: the folder holds something else than a run, or cannot be written.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.root = recipe.folder
+        marker = self.root / MARKER
+        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir()) and not marker.exists()):
+            raise OutputError(
+                "the output folder exists and is not a run of enc2gen",
+                where=str(self.root),
+                remedy="choose another folder with --output, or move this one away",
+            )
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.write_json(marker, {"name": recipe.name})
+            self.write_json(self.root / "recipe.json", recipe.model_dump(mode="json"))
+        except OSError as error:
+            raise OutputError(f"cannot write: {error.strerror}", where=str(self.root), remedy="check space and rights") from error
+
+    @property
+    def data(self) -> Path:
+        """Prepared examples."""
+        return self.root / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Tokenizer of the run, before language tokens are added."""
+        return self.root / "tokenizer"
+
+    def system(self, name: str, *parts: str) -> Path:
+        """Folder of a system."""
+        return self.root.joinpath("systems", name, *parts)
+
+    @staticmethod
+    def write_json(path: Path, value: Any) -> None:
+        """Write `value` so that a reader sees the old file or the new one, never half of it."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def read_json(self, path: Path) -> Any:
+        """Read a file of this run; `CheckpointError` if it is missing or damaged."""
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"a file of the run is missing or damaged ({error})",
+                where=str(path),
+                remedy=f"remove {self.root / 'stages'} and run again: finished stages are repeated",
+            ) from error
+
+    def key(self, stage: str) -> str | None:
+        """Key that `stage` was last finished with."""
+        path = self.root / "stages" / f"{stage}.json"
+        return self.read_json(path)["key"] if path.exists() else None
+
+    def done(self, stage: str, key: str) -> bool:
+        """Whether `stage` is finished with exactly this key."""
+        return self.key(stage) == key
+
+    def run_stage(
+        self, stage: str, depends_on: Mapping[str, Any], work: Callable[[], Any], *, folder: Path | None = None
+    ) -> tuple[str, bool]:
+        """Run `work` unless it was finished with the same dependencies.
+
+        Args:
+            folder: emptied first if it holds the output of other settings.
+
+        Returns:
+            The stage's key, and whether it was run now.
+        """
+        key = digest({"stage": stage, **depends_on})
+        if self.done(stage, key):
+            return key, False
+        started = self.root / "stages" / f"{stage}.started"
+        if folder is not None and folder.exists() and (not started.exists() or started.read_text() != key):
+            shutil.rmtree(folder)
+        started.parent.mkdir(exist_ok=True)
+        started.write_text(key)
+        start = time.perf_counter()
+        work()
+        self.write_json(
+            self.root / "stages" / f"{stage}.json", {"key": key, "seconds": round(time.perf_counter() - start, 2)}
+        )
+        return key, True
+
+    def seconds(self) -> dict[str, float]:
+        """Duration of each finished stage."""
+        return {
+            path.stem: self.read_json(path)["seconds"] for path in sorted((self.root / "stages").glob("*.json"))
+        }

@@ -1,0 +1,1 @@
+"""GENERATION: texts in, texts out."""

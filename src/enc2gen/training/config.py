@@ -1,0 +1,118 @@
+"""Settings of a training run. Defaults are this project's choice unless a source is named beside them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, field_validator, model_validator
+
+Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
+
+# Fields that may change between an interrupted run and its continuation: they do not touch the weights.
+FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best", "progress", "tensorboard"})
+
+
+class TrainingConfig(BaseModel):
+    """How the trainer optimises a model; the same for pretraining and fine-tuning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_steps: int = Field(ge=1, description="Number of optimiser updates.")
+    learning_rate: float = Field(
+        1e-4, gt=0, description="Peak learning rate (XLM-SWCM, arXiv 2502.10852, section 4: 1e-4)."
+    )
+    warmup: Warmup = Field(
+        0.1,
+        description="Warm-up: an integer is a number of updates, a float below 1 a share of max_steps "
+        "(XLM-SWCM, arXiv 2502.10852: 0.1). The rate then falls linearly to 0.",
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="AdamW moment decay rates (arXiv 1711.05101)."
+    )
+    eps: float = Field(1e-8, gt=0, description="AdamW denominator term (arXiv 1711.05101).")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    no_decay: tuple[Literal["bias", "norm", "embedding"], ...] = Field(
+        ("bias", "norm", "embedding"), description="Kinds of parameters that weight decay leaves alone."
+    )
+    max_grad_norm: float | None = Field(
+        1.0,
+        gt=0,
+        description="Gradients are scaled down to this L2 norm (XLM-SWCM: 1.0); null switches it off.",
+    )
+    gradient_accumulation: int = Field(
+        1,
+        ge=1,
+        description="Batches per update and process; the loss is the mean over all their target tokens.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Arithmetic of forward and backward; weights and optimiser are float32 always. "
+        "auto is bf16 where the hardware multiplies bfloat16 natively and a numeric test passes.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in backward to save memory."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary."
+    )
+    eval_every: int = Field(
+        500, ge=1, description="Updates between validations; the last update is validated too."
+    )
+    save_every: int = Field(500, ge=1, description="Updates between resumable checkpoints.")
+    log_every: int = Field(10, ge=1, description="Updates between two lines of metrics.")
+    keep_last: int = Field(
+        2, ge=1, description="Resumable checkpoints kept on disk, besides the best weights."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Validations without a better mean loss before training stops early; null: never.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of everything random in training, such as dropout."
+    )
+    new_parameters_lr: float = Field(
+        1.0, gt=0, description="Multiplies the learning rate of randomly initialised parameters."
+    )
+    freeze: tuple[str, ...] = Field(
+        (), description='Name patterns of parameters that are never trained, such as "encoder.embeddings.*".'
+    )
+    freeze_encoder_steps: int = Field(
+        0,
+        ge=0,
+        description="Updates during which the encoder is frozen, before everything is trained "
+        "(two-stage fine-tuning of DeltaLM, arXiv 2106.13736).",
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="What to do with an update whose loss or gradient is NaN or infinite."
+    )
+    max_skipped_in_row: int = Field(10, ge=1, description="With nonfinite=skip: stop after so many in a row.")
+    load_best: bool = Field(
+        True, description="After training, give the model the weights with the best validation loss."
+    )
+    progress: bool = Field(True, description="Show a progress line (plain lines where there is no terminal).")
+    tensorboard: bool = Field(True, description="Write TensorBoard curves to OUTPUT/tensorboard.")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), got {betas}")
+        return betas
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> TrainingConfig:
+        if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
+            raise ValueError(
+                f"warmup ({self.warmup}) leaves no update for the decay; max_steps is {self.max_steps}"
+            )
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Warm-up in updates."""
+        return self.warmup if isinstance(self.warmup, int) else round(self.warmup * self.max_steps)
+
+    def identity(self) -> dict[str, object]:
+        """The settings that decide the weights, JSON-able; a run is resumed with the same ones only."""
+        return self.model_dump(mode="json", exclude=set(FREE_ON_RESUME))

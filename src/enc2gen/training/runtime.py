@@ -1,0 +1,250 @@
+"""What a training process needs around the loop: folder lock, signals, precision, random states."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from enc2gen.errors import ConfigError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: the process id in the lock file decides alone
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock of a process that is gone is taken over.
+
+    Raises:
+        OutputError: another live process holds the folder, or it cannot be written.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to the output folder: {error.strerror}",
+            where=str(folder),
+            remedy="choose another folder",
+        ) from error
+    with handle:
+        _acquire(handle, folder)
+        handle.seek(0)
+        handle.truncate()
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, handle)
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.seek(0)
+            handle.truncate()
+
+
+def _acquire(handle: IO[str], folder: Path) -> None:
+    handle.seek(0)
+    try:
+        pid = json.load(handle)["pid"]
+    except (ValueError, KeyError, TypeError):
+        pid = None
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        except OSError:  # a file system without locks: the process id decides
+            if not _alive(pid):
+                return
+    elif not _alive(pid):
+        return
+    raise OutputError(
+        f"the output folder is in use by process {pid}"
+        if pid
+        else "the output folder is in use by another process",
+        where=str(folder),
+        remedy="wait for that run to end, stop it, or choose another folder",
+    )
+
+
+def _alive(pid: int | None) -> bool:
+    if pid is None or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+class InterruptFlag:
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; the second acts as usual."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> InterruptFlag:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.raised = True
+        signal.signal(number, self._previous[number] or signal.SIG_DFL)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`"auto"` -> `"bf16"` or `"fp32"`.
+
+    auto takes bf16 under two conditions. Hardware: AMX-BF16 or AVX512_BF16 on CPU (elsewhere bfloat16 is
+    emulated and slower than float32), native support on CUDA (Ampere or later). Numbers: a bfloat16 matrix
+    product agrees with the float32 one to 2 % (our choice: 8 bits of mantissa give about 0.4 % per operand).
+
+    Raises:
+        ConfigError: bf16 was asked for and fails the numeric test on this device.
+    """
+    if precision == "fp32":
+        return precision
+    if precision == "bf16":
+        if not _bf16_agrees(device):
+            raise ConfigError(
+                f"bfloat16 does not work on {device}", where="training.precision", remedy="use fp32"
+            )
+        return precision
+    return "bf16" if _bf16_native(device) and _bf16_agrees(device) else "fp32"
+
+
+def _bf16_native(device: torch.device) -> bool:
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
+
+
+def _bf16_agrees(device: torch.device) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 64, 64, generator=generator).to(device)
+    exact = left @ right
+    try:
+        rounded = (left.bfloat16() @ right.bfloat16()).float()
+    except RuntimeError:
+        return False
+    return bool((rounded - exact).norm() <= 0.02 * exact.norm())
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch, so that whatever draws from them is repeatable."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def seed_torch(device: torch.device, *key: int) -> None:
+    """Seed the generators of CPU and `device` by a counter: dropout is a function of the counter."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    # torch.manual_seed would queue a call with a stack trace for every kind of device that is not there.
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def rng_tensors() -> dict[str, torch.Tensor]:
+    """States of Python's, NumPy's legacy and torch's (CPU and CUDA) generators as tensors."""
+    version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state(legacy=True)  # typed as a dictionary or a tuple
+    name, keys, position, has_gauss, cached = legacy
+    if version != 3 or name != "MT19937":
+        raise NotImplementedError(f"unknown generators: Python {version}, NumPy {name}")
+    tensors = {
+        "python.words": torch.tensor(words, dtype=torch.int64),
+        "python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy.keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy.position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch.cpu": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"torch.cuda.{index}"] = state
+    return tensors
+
+
+def restore_rng(tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of :func:`rng_tensors`; states of CUDA devices that are not here are left out."""
+    gauss = tensors["python.gauss"].tolist()
+    random.setstate((3, tuple(tensors["python.words"].tolist()), gauss[0] if gauss else None))
+    position, has_gauss = tensors["numpy.position"].tolist()
+    keys = tensors["numpy.keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, tensors["numpy.gauss"].item()))
+    torch.set_rng_state(tensors["torch.cpu"])
+    for index in range(torch.cuda.device_count()):
+        state = tensors.get(f"torch.cuda.{index}")
+        if state is not None:
+            torch.cuda.set_rng_state(state, index)
+
+
+def make_accelerator() -> Accelerator:
+    """One process or data parallelism, as `accelerate launch` asks; anything else is a `ConfigError`."""
+    # The trainer does its own autocast, so that the model's forward is left as it is.
+    try:
+        accelerator = Accelerator(mixed_precision="no")
+    except ValueError as error:
+        raise ConfigError(
+            f"Accelerate was already set up differently in this process: {error}",
+            remedy="set precision in the training config, not in another Accelerator",
+        ) from error
+    kind = accelerator.distributed_type
+    if kind is not DistributedType.NO and not kind.value.startswith("MULTI_"):
+        raise ConfigError(
+            f"distributed training of kind {kind.value} is not supported",
+            where="accelerate launch",
+            remedy="use one process, or data parallelism (--multi_gpu, --multi_cpu)",
+        )
+    return accelerator
+
+
+def forward_options(model: nn.Module) -> dict[str, Any]:
+    """A decoding cache costs memory in training and serves nothing."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def gradient_checkpointing(model: nn.Module, *, enable: bool) -> None:
+    """Switch recomputation of activations on or off; a model without it is a `ConfigError`."""
+    method = getattr(model, f"gradient_checkpointing_{'enable' if enable else 'disable'}", None)
+    if method is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no gradient checkpointing",
+            where="training.gradient_checkpointing",
+            remedy="set it to false",
+        )
+    # Reentrant checkpointing breaks with tied weights under data parallelism (allenai/longformer#63).
+    method(**({"gradient_checkpointing_kwargs": {"use_reentrant": False}} if enable else {}))

