@@ -23,12 +23,13 @@ from enc2gen.data.batching import (
     evaluation_batches,
     source_fingerprint,
 )
-from enc2gen.data.mixture import MixtureSampler
+from enc2gen.data.mixture import BLOCK, MixtureSampler
 from enc2gen.errors import CheckpointError, DataError
 
 PAD = 1
 SIZES = {"denoising:kk": 50, "translation:en-kk": 23}
 CONFIG = BatchingConfig(max_tokens=120, buffer_batches=4)
+LARGE = BatchingConfig(max_tokens=400, buffer_batches=32)
 
 
 def example(source: int, target: int, first: int = 100) -> EncodedExample:
@@ -234,11 +235,8 @@ def test_buffering_saves_padding_and_batches_are_shuffled() -> None:
         return 1 - sum(batch.num_tokens for batch in batches) / padded
 
     assert padded_share(32) < 0.6 * padded_share(1)  # though source and target lengths are independent
-    config = BatchingConfig(max_tokens=400, buffer_batches=32)
-    widths = [
-        batch.input_ids.shape[1] + batch.labels.shape[1] for batch in islice(make_stream(config=config), 30)
-    ]
-    assert sum(a > b for a, b in pairwise(widths)) > 5
+    widths = [batch.input_ids.shape[1] for batch in islice(make_stream(config=LARGE), 30)]
+    assert sum(a > b for a, b in pairwise(widths)) > 8  # unshuffled, sources would get longer and longer
 
 
 @pytest.mark.parametrize(
@@ -302,6 +300,17 @@ def test_a_far_position_is_reached_without_replaying_the_past() -> None:
     next(stream)
     assert calls < 200
     assert time.perf_counter() - started < 5
+
+
+def test_a_saved_position_spares_counting_the_past_of_the_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = make_stream()
+    stream.load_state_dict({**stream.state_dict(), "buffer_start": 100 * BLOCK - 5})
+    list(islice(stream, 20))
+    sampler, counted = MixtureSampler(SIZES, seed=1), []
+    choose = sampler._choose
+    monkeypatch.setattr(sampler, "_choose", lambda block: counted.append(block) or choose(block))
+    make_stream(sampler=sampler).load_state_dict(stream.state_dict())
+    assert set(counted) == {100}
 
 
 def test_fingerprints_of_sources() -> None:

@@ -25,9 +25,7 @@ from enc2gen.training.callbacks import (
 
 def _step(step: int, **changes: Any) -> StepMetrics:
     values = {"loss": 2.0, "learning_rate": 1e-4, "gradient_norm": 1.0, "tokens": 10 * step, "skipped": 0}
-    return StepMetrics(
-        **{"step": step, "tokens_per_second": 1234.0, "seconds": 2.0 * step, **values, **changes}
-    )
+    return StepMetrics(**{"step": step, "tokens_per_second": 1234.0, "seconds": 2.0 * step, **values, **changes})
 
 
 def _validation(step: int, improved: bool) -> ValidationMetrics:

@@ -60,9 +60,7 @@ def test_round_trip(store: CheckpointStore) -> None:
     path = _save(store, 3, model)
     other = Tied(seed=2)
     load_weights(other, path / "model")
-    assert torch.equal(other.embed.weight, model.embed.weight) and torch.equal(
-        other.head.bias, model.head.bias
-    )
+    assert torch.equal(other.embed.weight, model.embed.weight) and torch.equal(other.head.bias, model.head.bias)
     assert other.head.weight is other.embed.weight
     optimizer, _, state = read_training_state(path)
     assert torch.equal(optimizer["exp_avg/head.bias"], torch.full((50,), 3.0))
@@ -71,17 +69,13 @@ def test_round_trip(store: CheckpointStore) -> None:
 
 
 def test_transformers_models_are_saved_so_that_they_load_again(tmp_path: Path) -> None:
-    config = BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     model, other = BertForMaskedLM(config), BertForMaskedLM(config)
     save_weights(model, tmp_path)
     loaded = BertForMaskedLM.from_pretrained(tmp_path)
     load_weights(other, tmp_path)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]) and torch.equal(
-            tensor, other.state_dict()[name]
-        ), name
+        assert torch.equal(tensor, loaded.state_dict()[name]) and torch.equal(tensor, other.state_dict()[name]), name
     assert other.cls.predictions.decoder.weight is other.bert.embeddings.word_embeddings.weight
 
 

@@ -22,9 +22,7 @@ def test_sum_and_gradient_equal_torch(smoothing: float) -> None:
     logits, labels = _case()
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     result = cross_entropy(ours, labels, smoothing)
-    expected = F.cross_entropy(
-        theirs.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing
-    )
+    expected = F.cross_entropy(theirs.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=smoothing)
     result.loss.backward()
     expected.backward()
     torch.testing.assert_close(result.loss, expected)

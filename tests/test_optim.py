@@ -27,9 +27,7 @@ class Tied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.ModuleDict(
-            {"embed": nn.Embedding(5, 4), "dense": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}
-        )
+        self.encoder = nn.ModuleDict({"embed": nn.Embedding(5, 4), "dense": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
         # a decoder that holds a module called encoder, as BERT decoders in transformers do
         self.decoder = nn.ModuleDict({"encoder": nn.Linear(4, 4), "embed": self.encoder["embed"]})
         self.lm_head = nn.Linear(4, 5)

@@ -138,9 +138,7 @@ def test_a_folder_is_all_its_readable_files_in_order(tmp_path: Path) -> None:
 
 def test_columns_select_and_order_the_fields(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", "a,b,c\n1,2,3\n")
-    assert [list(record.items()) for record in read_records(path, columns=["c", "a"])] == [
-        [("c", "3"), ("a", "1")]
-    ]
+    assert [list(record.items()) for record in read_records(path, columns=["c", "a"])] == [[("c", "3"), ("a", "1")]]
 
 
 _FIELDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
@@ -230,9 +228,7 @@ BAD_UTF8 = _jsonl(RECORDS).encode() + '{"source": "Привет"}\n'.encode("cp1
         ("data", b"x", "data", "unknown file type 'data'", "rename the file"),
     ],
 )
-def test_bad_files(
-    name: str, content: str | bytes, where: str, what: str, remedy: str, tmp_path: Path
-) -> None:
+def test_bad_files(name: str, content: str | bytes, where: str, what: str, remedy: str, tmp_path: Path) -> None:
     path = _write(tmp_path / name, content)
     with pytest.raises(DataError, match=what) as caught:
         list(read_records(path))
@@ -266,9 +262,7 @@ def test_truncated_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
 def test_a_missing_column_names_the_columns_there_are(name: str, tmp_path: Path) -> None:
-    path = _write(
-        tmp_path / name, "source,target\na,b\n" if name == "a.csv" else '{"source": "a", "target": "b"}\n'
-    )
+    path = _write(tmp_path / name, "source,target\na,b\n" if name == "a.csv" else '{"source": "a", "target": "b"}\n')
     with pytest.raises(DataError, match="missing column 'targett' in record 1") as caught:
         list(read_records(path, columns=["source", "targett"]))
     assert "did you mean 'target'? available: source, target" in str(caught.value)
@@ -328,9 +322,7 @@ def _hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], object]) -> list[
         ("hub:squad", "squad", None),
     ],
 )
-def test_hub_datasets_are_streamed(
-    source: str, name: str, config: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_datasets_are_streamed(source: str, name: str, config: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     data = datasets.IterableDataset.from_generator(lambda: iter([{"a": 1, "b": 2}, {"a": 3, "b": 4}]))
     calls = _hub(monkeypatch, lambda: data)
     assert list(read_records(source, split="validation", columns=["b"])) == [{"b": 2}, {"b": 4}]

@@ -91,17 +91,12 @@ def localisation_pairs(languages: Sequence[str], *, max_per_origin: int = MAX_PE
         ConfigError: no language, or `max_per_origin` below 1.
     """
     if not languages:
-        raise ConfigError(
-            "no language given", where="builtin:localisation", remedy="name at least one, for example kk"
-        )
+        raise ConfigError("no language given", where="builtin:localisation", remedy="name at least one, for example kk")
     if max_per_origin < 1:
-        raise ConfigError(
-            f"max_per_origin is {max_per_origin}", where="builtin:localisation", remedy="use at least 1"
-        )
+        raise ConfigError(f"max_per_origin is {max_per_origin}", where="builtin:localisation", remedy="use at least 1")
     roots = _package_roots()
-    needed = min(
-        MIN_PAIRS, max_per_origin
-    )  # a cap below the minimum is the caller's wish, not a lack of data
+    # A cap below the minimum is the caller's wish, not a lack of data.
+    needed = min(MIN_PAIRS, max_per_origin)
     pairs: list[Pair] = []
     for language in normalise_languages(languages, where="builtin:localisation"):
         found = _pairs_of(language, roots, max_per_origin)

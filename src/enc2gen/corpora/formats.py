@@ -67,9 +67,7 @@ def _lines(path: Path) -> Iterator[str]:
             offset += len(raw)
             yield line.removeprefix("\ufeff") if number == 1 else line
     if offset == 0:
-        raise DataError(
-            "the file is empty", where=str(path), remedy="check that it was written or copied completely"
-        )
+        raise DataError("the file is empty", where=str(path), remedy="check that it was written or copied completely")
 
 
 def _raw_lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:

@@ -143,7 +143,7 @@ class FastTextIdentifier:
         if script is None:
             return LanguageGuess("und", 0.0, None, letters)
         # Lone surrogates, which broken JSON escapes produce, are no UTF-8; fastText refuses them.
-        clean = text.encode("utf-8", "replace").decode("utf-8").replace("\0", " ")
+        clean = text.encode("utf-8", "replace").decode("utf-8")
         candidates: list[dict[str, Any]] = self._detector.detect(clean, model="lite", k=len(self._labels))
         for candidate in candidates:
             language, scripts = self._labels[candidate["lang"]]

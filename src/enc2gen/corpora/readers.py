@@ -63,9 +63,7 @@ def _files(path: Path, format: str | None) -> list[Path]:
     if format is not None and format not in FORMATS:
         raise FORMATS.unknown(format, where=str(path))
     inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    files = [
-        file for file in inside if (found := EXTENSIONS.get(_extension(file))) and format in (None, found)
-    ]
+    files = [file for file in inside if (found := EXTENSIONS.get(_extension(file))) and format in (None, found)]
     if not files:
         raise DataError(
             f"the folder holds no {format or 'readable'} file",
@@ -133,9 +131,7 @@ def _select(records: Iterator[Record], columns: Sequence[str] | None, where: str
             )
         yield {column: record[column] for column in columns}
     if number == 0:
-        raise DataError(
-            "the source holds no records", where=where, remedy="check that it is the file you meant"
-        )
+        raise DataError("the source holds no records", where=where, remedy="check that it is the file you meant")
 
 
 def _builtin_records(source: str, split: str) -> Iterator[Record]:
@@ -149,14 +145,10 @@ def _builtin_records(source: str, split: str) -> Iterator[Record]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     unknown = sorted(set(options) - {"languages", "max_per_origin"})
     if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]!r}", where=source, remedy="available: languages, max_per_origin"
-        )
+        raise ConfigError(f"unknown option {unknown[0]!r}", where=source, remedy="available: languages, max_per_origin")
     limit = options.get("max_per_origin", str(MAX_PER_ORIGIN))
     if not limit.isdecimal():
-        raise ConfigError(
-            f"max_per_origin={limit} is no number", where=source, remedy="use a number of at least 1"
-        )
+        raise ConfigError(f"max_per_origin={limit} is no number", where=source, remedy="use a number of at least 1")
     languages = [tag for tag in options.get("languages", "").split(",") if tag.strip()]
     return iter(list(localisation_records(languages, split=split, max_per_origin=int(limit))))
 
@@ -173,8 +165,7 @@ def _hub_records(name: str, config: str | None, split: str) -> Iterator[Record]:
             f"the Hugging Face Hub cannot be reached: {error}",
             where=where,
             remedy="check the network and that HF_HUB_OFFLINE is not set; or, where there is a network, run "
-            f"`hf download --repo-type dataset {name} --local-dir DIR` and give the folder DIR as the source"
-            + local,
+            f"`hf download --repo-type dataset {name} --local-dir DIR` and give the folder DIR as the source" + local,
         ) from error
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(

@@ -13,7 +13,7 @@ from enc2gen.data.batching import (
     IndexedSource,
     source_fingerprint,
 )
-from enc2gen.data.mixture import MixtureSampler, mixture_probabilities
+from enc2gen.data.mixture import MixtureSampler
 from enc2gen.data.noising import Denoiser, NoiseConfig, split_sentences, word_starts
 from enc2gen.errors import DataError
 from enc2gen.experiments.recipe import PretrainConfig, StageConfig, StageName
@@ -97,9 +97,8 @@ def training_stream(
     if not streams:
         raise DataError(f"no example is meant for {stage}", where="data", remedy=f"list {stage} under a dataset's stages")
     sizes = {name: len(indices) for name, indices in streams.items()}
-    weights = config.mixture.objective_weights
-    mixture_probabilities(sizes, config.mixture.alpha, weights)  # complains about weights before anything is encoded
-    sampler = MixtureSampler(sizes, config.mixture, seed)
+    mixture = config.mixture
+    sampler = MixtureSampler(sizes, mixture.alpha, seed, mixture.objective_weights)
 
     def encode(stream: str, item: int, rng: np.random.Generator) -> EncodedExample:
         index = streams[stream][item]

@@ -20,7 +20,7 @@ from enc2gen.data.tasks import build_task
 from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.generation.generator import DecodingConfig
-from enc2gen.models.baselines import PRESETS
+from enc2gen.models.baselines import PRESETS, unknown_options
 from enc2gen.training.config import TrainingConfig
 
 StageName = Literal["pretrain", "finetune"]
@@ -125,6 +125,12 @@ class SystemConfig(_Section):
         if preset not in PRESETS:
             raise ValueError(str(PRESETS.unknown(preset)))
         return preset
+
+    @model_validator(mode="after")
+    def _options_exist(self) -> SystemConfig:
+        if unknown := unknown_options(self.preset, self.options):
+            raise ValueError(f"options: the preset {self.preset!r} does not take {', '.join(unknown)}")
+        return self
 
 
 class EvaluationConfig(_Section):

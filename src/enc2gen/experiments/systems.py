@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.data.batching import Batch, evaluation_batches
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
@@ -18,13 +19,17 @@ from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import Recipe, StageName
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.models.baselines import build_system
-from enc2gen.models.swcm import SwcmForConditionalGeneration
-from enc2gen.tokenization.tokenizer import TextCodec
+import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
+from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
 from enc2gen.training.trainer import Trainer
 
 Log = Callable[[str], None]
 DEV_EXAMPLES = 1000
 """Most development examples per language that validation looks at (our choice: validation stays cheap)."""
+
+
+FOLDERS: dict[StageName, str] = {"pretrain": "pretrained", "finetune": "finetuned"}
+"""Where the model of a finished stage lies, within its system's folder."""
 
 
 class Interrupted(Enc2genError):
@@ -72,8 +77,6 @@ def _save(model: PreTrainedModel, workspace: Workspace, name: str, recipe: Recip
 
 
 def _with_languages(workspace: Workspace, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    from enc2gen.tokenization.tokenizer import add_language_tokens
-
     tokenizer = load_tokenizer(workspace.tokenizer)
     add_language_tokens(tokenizer, list(model.config.languages))
     return tokenizer
@@ -112,7 +115,7 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
     """
     section, config = getattr(recipe, stage), recipe.training(name, stage)
     assert section is not None and config is not None
-    before = workspace.system(name, "initial" if stage == "pretrain" or recipe.pretrain is None else "pretrained")
+    before = workspace.system(name, "initial" if stage == "pretrain" or recipe.pretrain is None else FOLDERS["pretrain"])
     model = load_system(before)
     codec = codec_for(recipe, before, model)
     data = PreparedData(workspace.data)
@@ -135,20 +138,13 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
         )
     if codec.truncated:
         log(f"{name}: {codec.truncated:,} texts were cut to the length limits")
-    model.generation_config = load_system_generation(before)
-    target = workspace.system(name, f"{stage}ed" if stage == "finetune" else "pretrained")
+    model.generation_config = GenerationConfig.from_pretrained(before)
+    target = workspace.system(name, FOLDERS[stage])
     _replace(model, codec.tokenizer, target, before)
     workspace.write_json(folder / "result.json", _summary(result))
     log(f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; best loss {result.best_loss}")
     del trainer, model
     gc.collect()
-
-
-def load_system_generation(folder: Path) -> Any:
-    """Generation settings of a saved system."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig.from_pretrained(folder)
 
 
 def _summary(result: Any) -> dict[str, Any]:
@@ -158,8 +154,6 @@ def _summary(result: Any) -> dict[str, Any]:
 
 def _fresh_parameters(before: Path, initial: Path) -> set[str]:
     """Names of randomly initialised parameters, from the init report where there is one."""
-    import json
-
     report = initial / "init_report.json"
     if not report.exists():
         return set()
@@ -184,7 +178,4 @@ def _replace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target:
 
 def final_folder(recipe: Recipe, workspace: Workspace, name: str) -> Path:
     """Folder of a system's last trained model."""
-    return workspace.system(name, "finetuned" if recipe.finetune is not None else "pretrained")
-
-
-__all__ = ["Interrupted", "SwcmForConditionalGeneration", "build", "final_folder", "train"]
+    return workspace.system(name, FOLDERS["finetune" if recipe.finetune is not None else "pretrain"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,9 @@ from transformers import AutoModelForCausalLM, EncoderDecoderModel, PreTrainedMo
 
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError
-from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, extend_vocabulary, fill_rows, grow
+from enc2gen.models.swcm.configuration import GrowthOptions
+from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, extend_vocabulary, fill_rows
+from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.registry import Registry
 
 Options = Mapping[str, Any]
@@ -52,17 +55,25 @@ def build_system(
     """Build the system `preset` from `encoder`.
 
     Args:
-        options: arguments of `enc2gen.models.swcm.growing.grow` that override the preset's.
+        options: arguments of `SwcmForConditionalGeneration.from_encoder` that override the preset's.
 
     Raises:
-        ConfigError: unknown preset, or options that `warm-start` does not have.
+        ConfigError: unknown preset, or options that it does not have.
     """
     chosen = {**PRESETS.get(preset), **(options or {})}
+    if unknown := unknown_options(preset, chosen):
+        raise ConfigError(f"the preset {preset!r} does not take {', '.join(unknown)}", where="options")
     if preset == "warm-start":
-        if chosen:
-            raise ConfigError(f"the preset 'warm-start' takes no options, got {sorted(chosen)}", where="systems")
         return warm_start(encoder, tokenizer=tokenizer, languages=languages, seed=seed)
-    return grow(encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen)
+    return SwcmForConditionalGeneration.from_encoder(
+        encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen
+    )
+
+
+def unknown_options(preset: str, options: Options) -> list[str]:
+    """Names in `options` that `build_system` cannot take for this preset."""
+    settable = {field.name for field in fields(GrowthOptions)} - {"languages", "tokenizer", "seed", "verbose"}
+    return sorted(set(options) - (set() if preset == "warm-start" else settable))
 
 
 def warm_start(

@@ -18,8 +18,8 @@ _LEAF_BIT = 1 << 31  # marks the unit that holds a value (Darts-clone)
 _HAS_LEAF = 1 << 8
 _MAX_OFFSET = 1 << 21  # offsets below this fit a unit without the extension by a factor of 256
 # What can extend a grapheme cluster (UAX 29) within the limit below: marks, joiners, Thai and Lao AM,
-# half-width sound marks.
-_EXTENDERS = r"\p{M}\x{200c}\x{200d}\x{e33}\x{eb3}\x{ff9e}\x{ff9f}"
+# half-width sound marks, emoji skin tones, and the line feed after a carriage return.
+_EXTENDERS = r"\p{M}\x{200c}\x{200d}\x{e33}\x{eb3}\x{ff9e}\x{ff9f}\x{1f3fb}-\x{1f3ff}\n"
 _GRAPHEME_LIMIT = 6  # `Precompiled` looks up clusters shorter than this many bytes whole
 
 
@@ -102,7 +102,7 @@ def character_map(table: Mapping[str, str]) -> normalizers.Sequence:
     """
     steps: list[normalizers.Normalizer] = []
     breaker = next((key for key, value in table.items() if value == "" and ord(key) < 0x20), None)
-    bases = [key for key in table if ord(key) >= 0x80 and len(key.encode()) < _GRAPHEME_LIMIT - 1]
+    bases = [key for key in table if len(key.encode()) < _GRAPHEME_LIMIT - 1]
     if breaker is not None and bases:
         pattern = "(?<=[" + "".join(_class_ranges(bases)) + rf"])(?=[{_EXTENDERS}])"
         steps.append(normalizers.Replace(Regex(pattern), breaker))

@@ -210,7 +210,7 @@ class TextCodec:
         return [self.wrap_source(ids, language) for ids in self.encode_texts(texts)]
 
     def wrap_source(self, ids: Sequence[int], language: str | None) -> list[int]:
-        """`[<s> <lang> ids </s>]` of pieces already encoded (noised ones, say); raises as :meth:`encode_sources`."""
+        """`[<s> <lang> ids </s>]` of encoded pieces (noised ones, say); raises as :meth:`encode_sources`."""
         head = [self.start_id] if language is None else [self.start_id, self.language_id(language)]
         room = self.max_source_length - len(head) - 1
         return [*head, *self._fit(list(ids), room, "source"), self.end_id]

@@ -129,9 +129,7 @@ class ProgressLine(Callback):
 
     def on_validation(self, metrics: ValidationMetrics) -> None:
         losses = "  ".join(f"{name} {loss:.3f}" for name, loss in metrics.losses.items())
-        self._print(
-            f"validation at step {metrics.step}: {losses}{'  (best so far)' if metrics.improved else ''}"
-        )
+        self._print(f"validation at step {metrics.step}: {losses}{'  (best so far)' if metrics.improved else ''}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -25,6 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from enc2gen.errors import CheckpointError, OutputError
 
@@ -136,14 +137,10 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         )
     try:
         info = json.loads(marker.read_text(encoding="utf-8"))
-        files = {
-            str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in info["files"].items()
-        }
+        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in info["files"].items()}
         version = info["format"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            "the marker file is damaged or foreign", where=str(marker), remedy=remedy
-        ) from error
+        raise CheckpointError("the marker file is damaged or foreign", where=str(marker), remedy=remedy) from error
     if version != FORMAT:
         raise CheckpointError(
             f"checkpoint format {version!r} is not {FORMAT}",
@@ -157,19 +154,30 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
         actual = file.stat().st_size
         if actual != size:
             problem = "truncated" if actual < size else "foreign"
-            raise CheckpointError(
-                f"the file is {problem}: {actual} of {size} bytes", where=str(file), remedy=remedy
-            )
+            raise CheckpointError(f"the file is {problem}: {actual} of {size} bytes", where=str(file), remedy=remedy)
         with file.open("rb") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
                 raise CheckpointError("the file's content has changed", where=str(file), remedy=remedy)
     return dict(info)
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """transformers draws a bar per file, across the trainer's own progress line."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def save_weights(model: nn.Module, folder: Path) -> None:
     """Write `model` into `folder`, weights in one file: `save_pretrained` where there is one."""
     if isinstance(model, PreTrainedModel):
-        model.save_pretrained(folder, max_shard_size="100TB")
+        with _no_progress_bars():
+            model.save_pretrained(folder, max_shard_size="100TB")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(model, str(folder / "model.safetensors"))
@@ -195,9 +203,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             shapes = f"{list(tensor.shape)} in the checkpoint, {list(own[name].shape)} in the model"
             raise CheckpointError(f"tensor {name!r} has shape {shapes}", where=where, remedy=remedy)
     covered = {own[name].data_ptr() for name in tensors}
-    missing = [
-        name for name, tensor in own.items() if name not in tensors and tensor.data_ptr() not in covered
-    ]
+    missing = [name for name, tensor in own.items() if name not in tensors and tensor.data_ptr() not in covered]
     if missing:
         raise CheckpointError(f"the checkpoint lacks tensor {missing[0]!r}", where=where, remedy=remedy)
     model.load_state_dict(tensors, strict=False)
@@ -288,9 +294,7 @@ class CheckpointStore:
 
     def _point(self, name: str, path: Path) -> None:
         with _writing(self.folder / f"{name}.json"):
-            write_json(
-                self.folder / f"{name}.json", {"checkpoint": path.name, "step": int(path.name.split("-")[1])}
-            )
+            write_json(self.folder / f"{name}.json", {"checkpoint": path.name, "step": int(path.name.split("-")[1])})
 
     def _prune(self, saved: Path, best_step: int | None) -> None:
         """Delete old checkpoints, and best weights that no kept checkpoint refers to.

@@ -26,9 +26,7 @@ class TrainingConfig(BaseModel):
         description="Warm-up: an integer is a number of updates, a float below 1 a share of max_steps "
         "(XLM-SWCM, arXiv 2502.10852: 0.1). The rate then falls linearly to 0.",
     )
-    betas: tuple[float, float] = Field(
-        (0.9, 0.999), description="AdamW moment decay rates (arXiv 1711.05101)."
-    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decay rates (arXiv 1711.05101).")
     eps: float = Field(1e-8, gt=0, description="AdamW denominator term (arXiv 1711.05101).")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     no_decay: tuple[Literal["bias", "norm", "embedding"], ...] = Field(
@@ -49,28 +47,18 @@ class TrainingConfig(BaseModel):
         description="Arithmetic of forward and backward; weights and optimiser are float32 always. "
         "auto is bf16 where the hardware multiplies bfloat16 natively and a numeric test passes.",
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in backward to save memory."
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary."
-    )
-    eval_every: int = Field(
-        500, ge=1, description="Updates between validations; the last update is validated too."
-    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary.")
+    eval_every: int = Field(500, ge=1, description="Updates between validations; the last update is validated too.")
     save_every: int = Field(500, ge=1, description="Updates between resumable checkpoints.")
     log_every: int = Field(10, ge=1, description="Updates between two lines of metrics.")
-    keep_last: int = Field(
-        2, ge=1, description="Resumable checkpoints kept on disk, besides the best weights."
-    )
+    keep_last: int = Field(2, ge=1, description="Resumable checkpoints kept on disk, besides the best weights.")
     patience: int | None = Field(
         None,
         ge=1,
         description="Validations without a better mean loss before training stops early; null: never.",
     )
-    seed: int = Field(
-        0, ge=0, lt=2**63, description="Seed of everything random in training, such as dropout."
-    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random in training, such as dropout.")
     new_parameters_lr: float = Field(
         1.0, gt=0, description="Multiplies the learning rate of randomly initialised parameters."
     )
@@ -103,9 +91,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _stages_fit(self) -> TrainingConfig:
         if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
-            raise ValueError(
-                f"warmup ({self.warmup}) leaves no update for the decay; max_steps is {self.max_steps}"
-            )
+            raise ValueError(f"warmup ({self.warmup}) leaves no update for the decay; max_steps is {self.max_steps}")
         return self
 
     @property

@@ -35,9 +35,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     Shape:
         logits: `[..., vocab]`; labels: `[...]`, -100 where there is no target.
     """
-    log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).flatten(
-        0, -2
-    )  # [..., vocab] -> [tokens, vocab]
+    log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32).flatten(0, -2)  # [..., vocab] -> [tokens, vocab]
     targets = labels.flatten()
     nll = F.nll_loss(log_probs, targets, ignore_index=IGNORED_LABEL, reduction="sum")
     valid = targets != IGNORED_LABEL

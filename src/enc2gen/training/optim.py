@@ -41,9 +41,7 @@ def frozen_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
     names = parameter_names(model)
     frozen: set[str] = set()
     for pattern in patterns:
-        matched = {
-            first for first, group in names.items() if any(fnmatchcase(name, pattern) for name in group)
-        }
+        matched = {first for first, group in names.items() if any(fnmatchcase(name, pattern) for name in group)}
         if not matched:
             close = difflib.get_close_matches(pattern.rstrip("*"), names, n=1, cutoff=0.0)
             raise ConfigError(
@@ -124,14 +122,9 @@ def build_optimizer(
         decay = 0.0 if id(parameter) in undecayed else config.weight_decay
         groups.setdefault((scale, decay), []).append(parameter)
     if not groups:
-        raise ConfigError(
-            "every parameter is frozen", where="training.freeze", remedy="leave something to train"
-        )
+        raise ConfigError("every parameter is frozen", where="training.freeze", remedy="leave something to train")
     return torch.optim.AdamW(
-        [
-            {"params": params, "scale": scale, "weight_decay": decay}
-            for (scale, decay), params in groups.items()
-        ],
+        [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,

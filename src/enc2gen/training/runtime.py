@@ -77,9 +77,7 @@ def _acquire(handle: IO[str], folder: Path) -> None:
     elif not _alive(pid):
         return
     raise OutputError(
-        f"the output folder is in use by process {pid}"
-        if pid
-        else "the output folder is in use by another process",
+        f"the output folder is in use by process {pid}" if pid else "the output folder is in use by another process",
         where=str(folder),
         remedy="wait for that run to end, stop it, or choose another folder",
     )
@@ -134,9 +132,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if precision == "bf16":
         if not _bf16_agrees(device):
-            raise ConfigError(
-                f"bfloat16 does not work on {device}", where="training.precision", remedy="use fp32"
-            )
+            raise ConfigError(f"bfloat16 does not work on {device}", where="training.precision", remedy="use fp32")
         return precision
     return "bf16" if _bf16_native(device) and _bf16_agrees(device) else "fp32"
 
@@ -239,12 +235,19 @@ def forward_options(model: nn.Module) -> dict[str, Any]:
 
 def gradient_checkpointing(model: nn.Module, *, enable: bool) -> None:
     """Switch recomputation of activations on or off; a model without it is a `ConfigError`."""
-    method = getattr(model, f"gradient_checkpointing_{'enable' if enable else 'disable'}", None)
-    if method is None:
+    end = "enable" if enable else "disable"
+    # transformers renamed the methods in 5.23 and warns about the old names
+    names = {"activation": f"activation_checkpointing_{end}", "gradient": f"gradient_checkpointing_{end}"}
+    kind = next((kind for kind, name in names.items() if hasattr(model, name)), None)
+    # Reentrant checkpointing breaks with tied weights under data parallelism (allenai/longformer#63).
+    options = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}} if enable else {}
+    try:
+        if kind is None:
+            raise ValueError("the model has no such method")
+        getattr(model, names[kind])(**options)
+    except ValueError as error:
         raise ConfigError(
-            f"{type(model).__name__} has no gradient checkpointing",
+            f"{type(model).__name__} has no gradient checkpointing: {error}",
             where="training.gradient_checkpointing",
             remedy="set it to false",
-        )
-    # Reentrant checkpointing breaks with tied weights under data parallelism (allenai/longformer#63).
-    method(**({"gradient_checkpointing_kwargs": {"use_reentrant": False}} if enable else {}))
+        ) from error

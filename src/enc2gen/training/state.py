@@ -93,9 +93,7 @@ def validation_fingerprint(validation: Mapping[str, Sequence[Batch]]) -> str:
         digest.update(name.encode())
         for batch in batches:
             for tensor in (batch.input_ids, batch.labels):
-                digest.update(
-                    repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes()
-                )
+                digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, cast
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.configuration_utils import SubConfigSpec
 
+from enc2gen.encoders.donor import NormOrder
 from enc2gen.errors import ConfigError
 
 COPY_PARTS = ("embeddings", "self_attention", "cross_attention", "ffn", "norms")
@@ -82,6 +83,28 @@ def plan_layers(
         if complete and (normal_after_last or count < len(custom)):
             plan.append(LayerPlan("normal") if normal_layers == "random" else layer)
     return plan
+
+
+@dataclass(frozen=True)
+class GrowthOptions:
+    """Arguments of `SwcmForConditionalGeneration.from_encoder`, where each is described."""
+
+    insert_every: int | None
+    normal_after_last: bool
+    normal_layers: Literal["random", "duplicate"]
+    growth: Growth
+    copy: Sequence[str]
+    sharing: Literal["copy", "tied"]
+    tie_lm_head: bool
+    encoder_layers: Sequence[int] | None
+    donor_layers: Sequence[int] | None
+    norm_order: NormOrder | None
+    random_encoder: bool
+    languages: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase | None
+    dropout: float | None
+    seed: int
+    verbose: bool
 
 
 class SwcmConfig(PreTrainedConfig):

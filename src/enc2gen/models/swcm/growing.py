@@ -17,7 +17,7 @@ from enc2gen.corpora.languages import normalise_languages
 from enc2gen.encoders.donor import Donor, NormOrder, donor_for
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError, ModelError
-from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, LayerPlan, SwcmConfig, plan_layers
+from enc2gen.models.swcm.configuration import COPY_PARTS, GrowthOptions, LayerPlan, SwcmConfig, plan_layers
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration, decoder_sources, tied_parameters
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
 from enc2gen.tokenization.tokenizer import add_language_tokens
@@ -26,83 +26,34 @@ MAX_NEW_TOKENS = 256
 """Output limit before one is learnt from data: the paper's maximal length (arXiv 2502.10852, section 4.1)."""
 
 
-def grow(
-    encoder: str | os.PathLike[str] | PreTrainedModel,
-    *,
-    insert_every: int | None = 3,
-    normal_after_last: bool = True,
-    normal_layers: Literal["random", "duplicate"] = "random",
-    growth: Growth = "swcm",
-    copy: Sequence[str] = COPY_PARTS,
-    sharing: Literal["copy", "tied"] = "copy",
-    tie_lm_head: bool = True,
-    encoder_layers: Sequence[int] | None = None,
-    donor_layers: Sequence[int] | None = None,
-    norm_order: NormOrder | None = None,
-    random_encoder: bool = False,
-    languages: Sequence[str] = (),
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    dropout: float | None = None,
-    seed: int = 0,
-    verbose: bool = True,
-) -> SwcmForConditionalGeneration:
-    """Build an XLM-SWCM generator (arXiv 2502.10852, section 3) from a pretrained encoder.
-
-    Args:
-        encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (which is not changed; on the
-            meta device the result is on the meta device too).
-        insert_every: X: a normal layer after every X custom layers; `None` for none (the paper's BASE-A).
-        normal_after_last: True: the paper's depth, n + floor(n / X). False: the released checkpoint's, one layer less
-            where X divides n.
-        normal_layers: `random` (the paper) or `duplicate` (BASE-B: the preceding custom layer again).
-        growth: `swcm`, `deltalm` (arXiv 2106.13736) or `standard` (normal layers only: the paper's Cino-Transformer).
-        copy: which parts are taken from the encoder, out of `embeddings`, `self_attention`, `cross_attention`,
-            `ffn`, `norms`. The paper takes all.
-        sharing: `copy` at initialisation (the paper) or `tied`: the parameters stay one and the same (our variant).
-        tie_lm_head: one parameter for output projection and word embeddings. The released checkpoint's is untied.
-        encoder_layers: keep only these encoder layers (small machines); all by default.
-        donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept by default.
-        norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order: for random decoders.
-        random_encoder: start the encoder from random weights as well (the baseline "everything random").
-        languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
-        tokenizer: the encoder's; loaded by name where not given. It is copied, not changed.
-        dropout: replaces the encoder's dropout rates in encoder and decoder; `None` keeps them.
-        seed: of every random tensor.
-        verbose: print the init report's summary to standard error.
-
-    Returns:
-        The model in evaluation mode, with `init_report` and (where known) `tokenizer` set.
-
-    Raises:
-        ModelError: unsupported encoder, no fast tokenizer, or a tensor that should have been copied but was not.
-        ConfigError, LanguageError: an option is not valid.
-    """
-    if unknown := set(copy) - set(COPY_PARTS):
+def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptions) -> SwcmForConditionalGeneration:
+    """Carry out `SwcmForConditionalGeneration.from_encoder`, where options, result and errors are described."""
+    if unknown := set(options.copy) - set(COPY_PARTS):
         raise ConfigError(f"unknown parts to copy: {sorted(unknown)}", where="copy", remedy=f"choose from {COPY_PARTS}")
     loaded = load_encoder(encoder)
     own = not isinstance(encoder, PreTrainedModel)
-    kept, donors = _select_layers(donor_for(loaded.config), encoder_layers, donor_layers)
+    kept, donors = _select_layers(donor_for(loaded.config), options.encoder_layers, options.donor_layers)
     if kept is not None:
         loaded = loaded if own else copying.deepcopy(loaded)
         donor_for(loaded.config).keep_layers(loaded, kept)
     plan = plan_layers(
-        donors, growth=growth, insert_every=insert_every, normal_after_last=normal_after_last, normal_layers=normal_layers
+        donors, growth=options.growth, insert_every=options.insert_every, normal_after_last=options.normal_after_last, normal_layers=options.normal_layers
     )
-    tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, tokenizer, languages)
-    parts = [] if random_encoder else [part for part in COPY_PARTS if part in copy]
-    config = _configure(loaded, plan, parts, sharing, tie_lm_head, norm_order, language_ids, tokenizer, dropout)
+    tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, options.tokenizer, options.languages)
+    parts = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy]
+    config = _configure(loaded, plan, parts, options.sharing, options.tie_lm_head, options.norm_order, language_ids, tokenizer, options.dropout)
     device = next(loaded.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(seed)
+        torch.manual_seed(options.seed)
         model = SwcmForConditionalGeneration(config)
-        if device.type != "meta" and not random_encoder:
+        if device.type != "meta" and not options.random_encoder:
             _transfer(model, loaded, fresh_rows)
     model = model.to(dtype=loaded.dtype)
     model.tie_weights()
     model.tokenizer = tokenizer
     model.init_report = account(model, _name(encoder), fresh_rows)
     _set_generation_defaults(model)
-    if verbose:
+    if options.verbose:
         model.init_report.print()
     return model.eval()
 

@@ -8,158 +8,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    BaseModelOutputWithPastAndCrossAttentions,
-    Seq2SeqLMOutput,
-)
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from enc2gen.encoders.donor import donor_for
+from enc2gen.encoders.donor import NormOrder, donor_for
 from enc2gen.errors import LanguageError, ModelError
-from enc2gen.models.swcm.configuration import SwcmConfig
-from enc2gen.models.swcm.layers import CustomDecoderLayer, NormalDecoderLayer
+from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, GrowthOptions, SwcmConfig
+from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 
 if TYPE_CHECKING:
     from enc2gen.models.swcm.report import InitReport
-
-
-class SwcmPreTrainedModel(PreTrainedModel):
-    """What all modules with XLM-SWCM weights share."""
-
-    config_class = SwcmConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ("CustomDecoderLayer", "NormalDecoderLayer")
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _skip_keys_device_placement = ("past_key_values",)
-
-
-class SwcmDecoder(SwcmPreTrainedModel):
-    """The grown decoder: embeddings as in the encoder, then custom and normal layers as planned."""
-
-    def __init__(self, config: SwcmConfig) -> None:
-        super().__init__(config)
-        hidden = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
-        self.embed_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
-        self.embed_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        kinds = {"custom": CustomDecoderLayer, "normal": NormalDecoderLayer}
-        self.layers = nn.ModuleList(kinds[plan.kind](config, index) for index, plan in enumerate(config.plan))
-        self.final_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.norm_order == "pre" else None
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embedding table, `[V, H]`."""
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the word embedding table."""
-        self.embed_tokens = cast(nn.Embedding, value)
-
-    def _positions(self, mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
-        """Rows of the position table, `[B, T]`: explicit, so that cached and uncached decoding agree.
-
-        transformers' XLM-R derives positions from the ids and miscounts when the first token is padding.
-        """
-        if mask is not None and mask.dim() == 2:
-            positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-        else:
-            positions = torch.arange(past, past + length, device=device).expand(batch, -1)
-        return positions + self.config.position_offset
-
-    def _check_length(self, length: int) -> None:
-        limit = self.config.max_position_embeddings - self.config.position_offset
-        if length > limit:
-            raise ModelError(
-                f"the target is {length} tokens long, but the model has positions for {limit}",
-                where="decoder_input_ids",
-                remedy=f"cut targets (or max_new_tokens) to {limit} tokens",
-            )
-
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
-        """Word + position (+ first type) embeddings, normed as in the encoder: `[B, T, H]`."""
-        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        states = states + self.embed_positions(positions)
-        if self.embed_types is not None:
-            states = states + self.embed_types.weight[0]
-        return self.dropout(self.embed_norm(states))
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **_: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Decode `input_ids` `[B, T]` against `encoder_hidden_states` `[B, S, H]`.
-
-        Args:
-            attention_mask: `[B, past + T]`, 1 for real tokens.
-            encoder_attention_mask: `[B, S]`, 1 for real tokens.
-            position_ids: `[B, T]`, rows of the position table; by default counted from the mask or the cache.
-
-        Returns:
-            `last_hidden_state` `[B, T, H]`; hidden states and attentions of every layer where asked for.
-
-        Raises:
-            ModelError: the target is longer than the position table.
-        """
-        if (input_ids is None) == (inputs_embeds is None) or encoder_hidden_states is None:
-            raise ModelError("the decoder needs encoder states and either input_ids or inputs_embeds")
-        shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:-1]
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        self._check_length(int(past) + shape[1])
-        if position_ids is None:
-            position_ids = self._positions(attention_mask, shape[0], shape[1], past, encoder_hidden_states.device)
-        states = self.embed(input_ids, inputs_embeds, position_ids)
-        self_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
-        )
-        cross_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=states,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-        )
-        all_states, self_weights, cross_weights = [states], [], []
-        for layer in self.layers:
-            states, own, cross = layer(states, encoder_hidden_states, self_mask, cross_mask, past_key_values)
-            all_states.append(states)
-            self_weights.append(own)
-            cross_weights.append(cross)
-        if self.final_norm is not None:
-            states = self.final_norm(states)
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=states,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=tuple(all_states) if output_hidden_states else None,
-            attentions=tuple(self_weights) if output_attentions else None,
-            cross_attentions=tuple(cross_weights) if output_attentions else None,
-        )
 
 
 class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
@@ -187,11 +50,62 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_encoder(cls, encoder: str | os.PathLike[str] | PreTrainedModel, **options: Any) -> SwcmForConditionalGeneration:
-        """Grow a generator out of `encoder`; the options are those of `enc2gen.models.swcm.growing.grow`."""
+    def from_encoder(
+        cls,
+        encoder: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        insert_every: int | None = 3,
+        normal_after_last: bool = True,
+        normal_layers: Literal["random", "duplicate"] = "random",
+        growth: Growth = "swcm",
+        copy: Sequence[str] = COPY_PARTS,
+        sharing: Literal["copy", "tied"] = "copy",
+        tie_lm_head: bool = True,
+        encoder_layers: Sequence[int] | None = None,
+        donor_layers: Sequence[int] | None = None,
+        norm_order: NormOrder | None = None,
+        random_encoder: bool = False,
+        languages: Sequence[str] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dropout: float | None = None,
+        seed: int = 0,
+        verbose: bool = True,
+    ) -> SwcmForConditionalGeneration:
+        """Grow a generator out of a pretrained encoder (arXiv 2502.10852, section 3).
+
+        Args:
+            encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (which is not changed; on the
+                meta device the result is on the meta device too).
+            insert_every: X: a normal layer after every X custom layers; `None` for none (the paper's BASE-A).
+            normal_after_last: True: the paper's depth, n + floor(n / X). False: the released checkpoint's, one layer less
+                where X divides n.
+            normal_layers: `random` (the paper) or `duplicate` (BASE-B: the preceding custom layer again).
+            growth: `swcm`, `deltalm` (arXiv 2106.13736) or `standard` (normal layers only: the paper's Cino-Transformer).
+            copy: which parts are taken from the encoder, out of `embeddings`, `self_attention`, `cross_attention`,
+                `ffn`, `norms`. The paper takes all.
+            sharing: `copy` at initialisation (the paper) or `tied`: the parameters stay one and the same (our variant).
+            tie_lm_head: one parameter for output projection and word embeddings. The released checkpoint's is untied.
+            encoder_layers: keep only these encoder layers (small machines); all by default.
+            donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept by default.
+            norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order: for random decoders.
+            random_encoder: start the encoder from random weights as well (the baseline "everything random").
+            languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
+            tokenizer: the encoder's; loaded by name where not given. It is copied, not changed.
+            dropout: replaces the encoder's dropout rates in encoder and decoder; `None` keeps them.
+            seed: of every random tensor.
+            verbose: print the init report's summary to standard error.
+
+        Returns:
+            The model in evaluation mode, with `init_report` and (where known) `tokenizer` set.
+
+        Raises:
+            ModelError: unsupported encoder, no fast tokenizer, or a tensor that should have been copied but was not.
+            ConfigError, LanguageError: an option is not valid.
+        """
+        given = {name: value for name, value in locals().items() if name not in ("cls", "encoder")}
         from enc2gen.models.swcm.growing import grow
 
-        return grow(encoder, **options)
+        return grow(encoder, GrowthOptions(**given))
 
     def get_encoder(self, modality: str | None = None) -> PreTrainedModel:
         """The encoder, transformers' own module."""
@@ -337,7 +251,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             raise LanguageError(
                 "decoder_input_ids cannot be made from labels without a target language",
                 where="decoder_input_ids",
-                remedy="pass decoder_input_ids that begin with the language token, or set config.default_target_language",
+                remedy="pass decoder_input_ids that begin with the language token, or call set_default_target_language",
             )
         shifted = labels.new_full(labels.shape, start)
         shifted[:, 1:] = labels[:, :-1]
@@ -361,7 +275,11 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
-        self, inputs: Tensor | None = None, *args: Any, target_language: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        target_language: str | Sequence[str] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """transformers' `generate`, started with the target language's token.
 

@@ -1,0 +1,151 @@
+"""The grown decoder (arXiv 2502.10852, section 3).
+
+Shapes: B batch, S source length, T target length, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from enc2gen.errors import ModelError
+from enc2gen.models.swcm.configuration import SwcmConfig
+from enc2gen.models.swcm.layers import CustomDecoderLayer, NormalDecoderLayer
+
+
+class SwcmPreTrainedModel(PreTrainedModel):
+    """What all modules with XLM-SWCM weights share."""
+
+    config_class = SwcmConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("CustomDecoderLayer", "NormalDecoderLayer")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _skip_keys_device_placement = ("past_key_values",)
+
+
+class SwcmDecoder(SwcmPreTrainedModel):
+    """The grown decoder: embeddings as in the encoder, then custom and normal layers as planned."""
+
+    def __init__(self, config: SwcmConfig) -> None:
+        super().__init__(config)
+        hidden = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
+        self.embed_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
+        self.embed_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        kinds = {"custom": CustomDecoderLayer, "normal": NormalDecoderLayer}
+        self.layers = nn.ModuleList(kinds[plan.kind](config, index) for index, plan in enumerate(config.plan))
+        self.final_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.norm_order == "pre" else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embedding table, `[V, H]`."""
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding table."""
+        self.embed_tokens = cast(nn.Embedding, value)
+
+    def _positions(self, mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
+        """Rows of the position table, `[B, T]`: explicit, so that cached and uncached decoding agree.
+
+        transformers' XLM-R derives positions from the ids and miscounts when the first token is padding.
+        """
+        if mask is not None and mask.dim() == 2:
+            positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        else:
+            positions = torch.arange(past, past + length, device=device).expand(batch, -1)
+        return positions + self.config.position_offset
+
+    def _check_length(self, length: int) -> None:
+        limit = self.config.max_position_embeddings - self.config.position_offset
+        if length > limit:
+            raise ModelError(
+                f"the target is {length} tokens long, but the model has positions for {limit}",
+                where="decoder_input_ids",
+                remedy=f"cut targets (or max_new_tokens) to {limit} tokens",
+            )
+
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
+        """Word + position (+ first type) embeddings, normed as in the encoder: `[B, T, H]`."""
+        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        states = states + self.embed_positions(positions)
+        if self.embed_types is not None:
+            states = states + self.embed_types.weight[0]
+        return self.dropout(self.embed_norm(states))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decode `input_ids` `[B, T]` against `encoder_hidden_states` `[B, S, H]`.
+
+        Args:
+            attention_mask: `[B, past + T]`, 1 for real tokens.
+            encoder_attention_mask: `[B, S]`, 1 for real tokens.
+            position_ids: `[B, T]`, rows of the position table; by default counted from the mask or the cache.
+
+        Returns:
+            `last_hidden_state` `[B, T, H]`; hidden states and attentions of every layer where asked for.
+
+        Raises:
+            ModelError: the target is longer than the position table.
+        """
+        if (input_ids is None) == (inputs_embeds is None) or encoder_hidden_states is None:
+            raise ModelError("the decoder needs encoder states and either input_ids or inputs_embeds")
+        shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:-1]
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        self._check_length(int(past) + shape[1])
+        if position_ids is None:
+            position_ids = self._positions(attention_mask, shape[0], shape[1], past, encoder_hidden_states.device)
+        states = self.embed(input_ids, inputs_embeds, position_ids)
+        self_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
+        )
+        cross_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=states,
+            attention_mask=encoder_attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+        )
+        all_states, self_weights, cross_weights = [states], [], []
+        for layer in self.layers:
+            states, own, cross = layer(states, encoder_hidden_states, self_mask, cross_mask, past_key_values)
+            all_states.append(states)
+            self_weights.append(own)
+            cross_weights.append(cross)
+        if self.final_norm is not None:
+            states = self.final_norm(states)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=states,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_states) if output_hidden_states else None,
+            attentions=tuple(self_weights) if output_attentions else None,
+            cross_attentions=tuple(cross_weights) if output_attentions else None,
+        )
