@@ -116,6 +116,9 @@ class SystemConfig(_Section):
 
     preset: str = Field(default="swcm", description="swcm, random-decoder, base-a, ... (enc2gen doctor lists them)")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of from_encoder that replace the preset's")
+    start: str | None = Field(
+        default=None, description="trained model (folder or Hub name) to go on from, instead of growing a new one"
+    )
     pretrain: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for pretraining")
     finetune: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for fine-tuning")
 
@@ -179,6 +182,8 @@ class Recipe(_Section):
         if self.pretrain is None and self.finetune is None:
             raise ValueError("the recipe trains nothing: give pretrain, finetune or both")
         for name, system in self.systems.items():
+            if system.start and self.encoder.trim_vocabulary:
+                raise ValueError(f"systems.{name}.start goes with its own vocabulary: set encoder.trim_vocabulary to false")
             for stage in ("pretrain", "finetune"):
                 self.training(name, stage, system)  # type: ignore[arg-type]
         return self

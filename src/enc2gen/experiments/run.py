@@ -85,7 +85,7 @@ class Run:
         for name, system in self.recipe.systems.items():
             depends = {
                 "prepare": self.keys["prepare"],
-                "system": [system.preset, system.options],
+                "system": [system.preset, system.options, system.start],
                 "encoder": self.recipe.encoder.model_dump(mode="json"),
                 "seed": self.recipe.seed,
             }

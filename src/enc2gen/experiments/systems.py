@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedMode
 
 from enc2gen.data.batching import Batch, evaluation_batches
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
-from enc2gen.errors import Enc2genError
+from enc2gen.errors import Enc2genError, ModelError
 from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import Recipe, StageName
 from enc2gen.experiments.workspace import Workspace
+from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
 import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
@@ -40,6 +41,9 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     """Build a system and save it untrained, with its tokenizer and init report."""
     system = recipe.systems[name]
     summary = workspace.read_json(workspace.data / "summary.json")
+    if system.start is not None:
+        _go_on(system.start, workspace, name, recipe, log, summary["languages"])
+        return
     encoder = load_encoder(recipe.encoder.name, rows=summary["vocabulary"]["kept_ids"])
     encoder.config.name_or_path = recipe.encoder.name
     options = dict(system.options)
@@ -58,12 +62,32 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     )
     sources = PreparedData(workspace.data).examples("train").unique("source_language")
     model.config.default_source_language = sources[0] if len(sources) == 1 else None
-    _save(model, workspace, name, recipe, log)
+    _save(model, workspace, name, recipe, log, getattr(model, "tokenizer", None) or _with_languages(workspace, model))
 
 
-def _save(model: PreTrainedModel, workspace: Workspace, name: str, recipe: Recipe, log: Log) -> None:
+def _go_on(
+    start: str, workspace: Workspace, name: str, recipe: Recipe, log: Log, languages: Sequence[str]
+) -> None:
+    """Take a trained model as it is; `ModelError` if it lacks one of the data's languages."""
+    generator = Generator.from_pretrained(start, device="cpu")
+    if missing := [tag for tag in languages if tag not in generator.languages]:
+        raise ModelError(
+            f"the model has no language {', '.join(missing)}; it has {', '.join(sorted(generator.languages))}",
+            where=start,
+            remedy="start from a model that was built with the data's languages",
+        )
+    _save(generator.model, workspace, name, recipe, log, generator.tokenizer)
+
+
+def _save(
+    model: PreTrainedModel,
+    workspace: Workspace,
+    name: str,
+    recipe: Recipe,
+    log: Log,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     """Save with the output limit learnt from the training targets."""
-    tokenizer = getattr(model, "tokenizer", None) or _with_languages(workspace, model)
     codec = TextCodec(tokenizer, model.config.languages, **_limits(recipe))
     limit = target_limit(codec, PreparedData(workspace.data).examples("train")["target"])
     model.generation_config.max_new_tokens = limit
