@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from test_run import recipe_content, write_pairs
 from typer.testing import CliRunner
 
 from enc2gen import SwcmForConditionalGeneration
+from enc2gen.cli import main as command
 from enc2gen.cli.main import app
 
 VERBS = ["run", "prepare", "build", "pretrain", "finetune", "evaluate", "report", "generate", "doctor"]
 
 
-def enc2gen(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+@dataclass
+class Result:
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+@pytest.fixture
+def enc2gen(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+    """Call the command as a shell would, in this process (a new one would spend its time importing)."""
+
+    def call(*arguments: str, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(command, "_tune_allocator", lambda: None)
+        monkeypatch.setattr(sys, "argv", ["enc2gen", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(command, "console", Console(width=100, file=sys.stdout))
+        monkeypatch.setattr(command, "errors", Console(width=100, file=sys.stderr))
+        capfdbinary.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+        sys.stdout.flush()
+        output = capfdbinary.readouterr()
+        return Result(int(caught.value.code or 0), output.out, output.err)
+
+    return call
+
+
+def test_the_installed_command_runs_as_a_process(tmp_path: Path) -> None:
     environment = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "enc2gen.cli.main", *arguments], input=stdin, capture_output=True, env=environment, timeout=120
-    )
+    result = subprocess.run(
+        [sys.executable, "-m", "enc2gen.cli.main", "generate", str(tmp_path / "no" / "such" / "model"), "--to", "kk"],
+        input=b"abc\n", capture_output=True, env=environment, timeout=120,
+    )  # fmt: skip
+    text = result.stderr.decode()
+    assert result.returncode == 1 and "no such model folder" in text and "Traceback" not in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -45,7 +80,7 @@ def model(encoder_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_generate_writes_one_line_per_line(model: Path, tmp_path: Path) -> None:
+def test_generate_writes_one_line_per_line(enc2gen: Callable[..., Result], model: Path, tmp_path: Path) -> None:
     result = enc2gen("generate", str(model), "--to", "kk", "--from", "en", stdin="abc\n\ndef\r\n".encode())
     assert result.returncode == 0, result.stderr.decode()
     lines = result.stdout.decode().split("\n")
@@ -67,18 +102,18 @@ def test_generate_writes_one_line_per_line(model: Path, tmp_path: Path) -> None:
         (["--to", "kk", "-i", "nowhere.txt"], b"", "nowhere.txt: there is no such file"),
     ],
 )
-def test_generate_errors_are_one_message_and_a_status(model: Path, arguments: list[str], stdin: bytes, message: str) -> None:
+def test_generate_errors_are_one_message_and_a_status(enc2gen: Callable[..., Result], model: Path, arguments: list[str], stdin: bytes, message: str) -> None:
     result = enc2gen("generate", str(model), *arguments, stdin=stdin)
     text = " ".join(result.stderr.decode().split())
     assert result.returncode == 1 and message in text and "Traceback" not in text and result.stdout == b""
 
 
-def test_run_and_dry_run(tmp_path: Path, encoder_folder: Path) -> None:
+def test_run_and_dry_run(enc2gen: Callable[..., Result], tmp_path: Path, encoder_folder: Path) -> None:
     write_pairs(tmp_path / "pairs.tsv")
     content = recipe_content(tmp_path, encoder_folder)
     del content["systems"]["random_decoder"]
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     plan = enc2gen("run", str(path), "--dry-run")
     assert plan.returncode == 0 and b"pretrain shared: 6 steps" in plan.stdout and not (tmp_path / "run").exists()
     assert yaml.safe_load(plan.stdout)["finetune"]["training"]["max_steps"] == 6
@@ -88,7 +123,7 @@ def test_run_and_dry_run(tmp_path: Path, encoder_folder: Path) -> None:
     assert b"Traceback" not in result.stderr
 
 
-def test_bad_recipe_lists_problems_and_fails(tmp_path: Path) -> None:
+def test_bad_recipe_lists_problems_and_fails(enc2gen: Callable[..., Result], tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: x\nlanuages: [kk]\n")
     result = enc2gen("run", str(path))
@@ -96,6 +131,6 @@ def test_bad_recipe_lists_problems_and_fails(tmp_path: Path) -> None:
     assert result.returncode == 1 and "did you mean 'languages'" in text and "data: Field required" in text
 
 
-def test_misspelt_option_is_a_usage_error() -> None:
+def test_misspelt_option_is_a_usage_error(enc2gen: Callable[..., Result]) -> None:
     result = enc2gen("generate", "model", "--two", "kk")
     assert result.returncode == 2 and "No such option" in result.stderr.decode()

@@ -32,7 +32,7 @@ def content() -> dict[str, Any]:
 
 def write(tmp_path: Path, value: Any) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(value), encoding="utf-8")
+    path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ def print_plan(path: Path, overrides: Sequence[str], languages: str | None, cons
     """Validate the recipe and print its stages and resolved settings."""
     tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
     recipe = load_recipe(path, overrides, languages=tags)
-    console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False)
+    console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False, soft_wrap=True)
     stages = ["prepare"] + [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
     for stage in ("pretrain", "finetune"):
         for name in recipe.systems:
@@ -24,8 +24,11 @@ def print_plan(path: Path, overrides: Sequence[str], languages: str | None, cons
                 stages.append(f"{stage} {name}: {training.max_steps:,} steps, learning rate {training.learning_rate:g}")
     stages += [f"evaluate {name}" for name in recipe.systems] + ["report"]
     for number, stage in enumerate(stages, start=1):
-        console.print(f"# {number}. {stage}", highlight=False, markup=False)
+        console.print(f"# {number}. {stage}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), highlight=False, markup=False
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
     return recipe

@@ -22,7 +22,7 @@ STAGE_TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which readers with any kind of colour blindness can tell apart."""
 DASHES = ("-", "--", ":", "-.")
-_STYLE = {"svg.fonttype": "path", "svg.hashsalt": "enc2gen", "font.size": 11, "axes.titlesize": 12}
+_STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "enc2gen", "font.size": 11, "axes.titlesize": 12}
 
 Points = list[tuple[int, float]]
 
@@ -84,11 +84,15 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def _draw(panel: Axes, curve: Curve, index: int) -> None:
-    look: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+    look = _look(index)
     if curve.training:
         panel.plot(*zip(*curve.training, strict=True), linewidth=0.9, alpha=0.65, **look)
     if curve.validation:
         panel.plot(*zip(*curve.validation, strict=True), linewidth=2.6, marker="o", markersize=5, **look)
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def _legend(figure: Figure, systems: Sequence[str]) -> None:
@@ -96,8 +100,7 @@ def _legend(figure: Figure, systems: Sequence[str]) -> None:
     for index, name in enumerate(systems):
         # A zero-width space keeps matplotlib from hiding names that start with an underscore.
         label = ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2.6, label=label))
+        handles.append(Line2D([], [], linewidth=2.6, label=label, **_look(index)))
     handles.append(Line2D([], [], color="#555555", linewidth=0.9, label="training loss"))
     handles.append(Line2D([], [], color="#555555", linewidth=2.6, marker="o", markersize=5, label="validation loss"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)

@@ -53,7 +53,7 @@ SYSTEM_TERMS = {
     "all-random": "nothing pretrained at all: encoder and decoder start from random weights.",
     "warm-start": "the EncoderDecoderModel of transformers: the encoder twice, the link between them random.",
     "copy_source": "no model: the source text is handed back as it is.",
-    "best_constant": "no model: one and the same string for every source, the best there is, chosen on the test set.",
+    "best_constant": "no model: one and the same string for every source, the best one found on the test set itself.",
 }
 
 
@@ -131,15 +131,19 @@ def verdict_sentence(metrics: Mapping[str, Any], language: str) -> str:
     lost = [v for v in verdicts if not v.better and v.difference != 0]
     parts = [f"{main} beats {_listed(won)} in {label}, with 95 % intervals apart"] if won else []
     if ahead:
-        parts.append(f"{main} is ahead of {_listed(ahead)} in {label}, but the intervals overlap, so this may be chance")
+        parts.append(
+            f"{main} is ahead of {_listed(ahead)} in {label}, but the intervals overlap, so this may be chance"
+        )
     if level:
         parts.append(f"{main} is level with {', '.join(v.other for v in level)} in {label}")
     for apart, note in ((True, "with intervals apart"), (False, "but the intervals overlap")):
         better = [v for v in lost if v.apart is apart]
         if better:
-            parts.append(f"{_listed(better)} {'is' if len(better) == 1 else 'are'} better than {main} in {label}, {note}")
-    head = "Yes" if len(won) == len(verdicts) else "Only in part" if won else "No"
+            parts.append(
+                f"{_listed(better)} {'is' if len(better) == 1 else 'are'} better than {main} in {label}, {note}"
+            )
     missing = [name for name in systems if name != main and name not in {v.other for v in verdicts}]
+    head = "Yes" if len(won) == len(verdicts) + len(missing) else "Only in part" if won else "No"
     tail = f" Not comparable, for lack of a value: {', '.join(missing)}." if missing else ""
     return f"{head}: {'; '.join(parts)}.{tail}"
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from enc2gen.corpora.builtin import split_of
-from enc2gen.corpora.languages import normalise_language
+from enc2gen.corpora.languages import language_name, normalise_language
 from enc2gen.corpora.readers import read_records
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import load_tokenizer
@@ -24,8 +24,8 @@ from enc2gen.experiments.workspace import Workspace
 from enc2gen.tokenization.vocabulary import trim_vocabulary, unknown_rate
 
 SPLITS = ("train", "dev", "test")
-UNKNOWN_LIMIT = 0.05
-"""Share of characters inside <unk> from which a language is called unreadable for the tokenizer (our choice)."""
+UNKNOWN_WARNING, UNKNOWN_LIMIT = 0.05, 0.5
+"""Share of a language's characters inside <unk> from which a run warns, and from which it refuses (our choice)."""
 
 _EXAMPLE = pa.schema(
     [
@@ -223,7 +223,13 @@ def _build_tokenizer(recipe: Recipe, workspace: Workspace, log: Callable[[str], 
     unknown = _unknown_rates(tokenizer, data)
     for tag, rate in unknown.items():
         if rate > UNKNOWN_LIMIT:
-            log(f"warning: {rate:.0%} of the {tag} characters are unknown to this tokenizer; extend its vocabulary first")
+            raise DataError(
+                f"{rate:.0%} of the {language_name(tag)} test characters are unknown to the encoder's tokenizer",
+                where=recipe.encoder.name,
+                remedy=f"choose an encoder whose vocabulary covers {language_name(tag)} (for Tibetan: hfl/cino-base-v2)",
+            )
+        if rate > UNKNOWN_WARNING:
+            log(f"warning: {rate:.0%} of the {tag} test characters are unknown to the encoder's tokenizer and get lost")
     return {"tokens_before": before, "tokens": len(tokenizer), "kept_ids": kept, "unknown_rate": unknown}
 
 

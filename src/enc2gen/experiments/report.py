@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from enc2gen.experiments.terminal import print_results
 from enc2gen.experiments.workspace import Workspace
 
 __all__ = ["Verdict", "compare", "print_results", "write_report"]
+
+NOTHING = "\N{EN DASH}"
+"""In the place of a number that was not measured."""
 
 ORIGIN_TERMS = {
     "copied": "starts with the value of the encoder's weight, then trained on its own",
@@ -73,10 +77,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["points"] = lambda value: "–" if value is None else f"{value:.1f}"
-    environment.filters["nats"] = lambda value: "–" if value is None else f"{value:.2f}"
-    environment.filters["thousands"] = lambda value: "–" if value is None else f"{value:,.0f}"
-    environment.filters["duration"] = lambda value: "–" if value is None else findings.duration(value)
+    environment.filters["points"] = lambda value: NOTHING if value is None else f"{value:.1f}"
+    environment.filters["nats"] = lambda value: NOTHING if value is None else f"{value:.2f}"
+    environment.filters["thousands"] = lambda value: NOTHING if value is None else f"{value:,.0f}"
+    environment.filters["duration"] = lambda value: NOTHING if value is None else findings.duration(value)
     return environment
 
 
@@ -169,7 +173,11 @@ def _cell(score: Mapping[str, Any] | None, best: float | None, scale: float) -> 
     if score is None:
         return None
     start, end = 100 * score["low"] / scale, 100 * score["high"] / scale
-    bar = {"start": round(start, 1), "width": round(max(end - start, 1), 1), "dot": round(100 * score["value"] / scale, 1)}
+    bar = {
+        "start": round(start, 1),
+        "width": round(max(end - start, 1), 1),
+        "dot": round(100 * score["value"] / scale, 1),
+    }
     return {**score, "best": score["value"] == best, "bar": bar}
 
 
@@ -211,5 +219,7 @@ def _origins(recipe: Recipe, workspace: Workspace) -> list[dict[str, Any]]:
         path = workspace.system(name, "initial", "init_report.json")
         report = workspace.read_json(path) if path.exists() else None
         total = sum(report["elements"].values()) if report else 0
-        rows.append({"system": name, "report": report, "total": total})
+        kinds = Counter(layer.partition(":")[0] for layer in report["plan"]) if report else Counter()
+        layers = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        rows.append({"system": name, "report": report, "total": total, "layers": layers})
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Run:
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
         datasets.disable_progress_bars()
         self.workspace = Workspace(recipe)
+        if not self.workspace.processes.is_main_process:
+            self.console = Console(quiet=True)
         self.keys: dict[str, str] = {}
 
     def run(self, stages: Sequence[str] = STAGES) -> Path:
@@ -49,20 +52,26 @@ class Run:
             Interrupted: saved, and to be continued by running again.
         """
         last = max(STAGES.index(stage) for stage in stages)
-        with locked_folder(self.workspace.root):
+        with locked_folder(self.workspace.root) if self.workspace.processes.is_main_process else nullcontext():
             for stage in STAGES[: last + 1]:
                 getattr(self, f"_{stage}")()
         return self.workspace.root
 
     def _stage(
-        self, stage: str, depends_on: dict[str, Any], work: Callable[[], Any], folder: Path | None = None
+        self,
+        stage: str,
+        depends_on: dict[str, Any],
+        work: Callable[[], Any],
+        folder: Path | None = None,
+        *,
+        everywhere: bool = False,
     ) -> None:
-        if self.workspace.key(stage) is None or not self.workspace.done(stage, digest({"stage": stage, **depends_on})):
-            self.console.rule(f"[bold]{stage}", align="left")
-        key, ran = self.workspace.run_stage(stage, depends_on, work, folder=folder)
-        self.keys[stage] = key
-        if not ran:
+        key = self.keys[stage] = digest({"stage": stage, **depends_on})
+        if self.workspace.done(stage, key):
             self.log(f"{stage}: done before, kept")
+            return
+        self.console.rule(f"[bold]{stage}", align="left")
+        self.workspace.run_stage(stage, key, work, folder=folder, everywhere=everywhere)
 
     def log(self, message: str) -> None:
         """One line for the user."""
@@ -113,6 +122,7 @@ class Run:
                 depends,
                 lambda name=name: systems.train(self.recipe, self.workspace, name, stage, self.log),
                 self.workspace.system(name, stage),
+                everywhere=True,
             )
 
     def _pretrain(self) -> None:
@@ -154,6 +164,8 @@ class Run:
         self.log(f"{name}: outputs in {self.workspace.system(name, 'hypotheses.jsonl')}")
 
     def _report(self) -> None:
+        if not self.workspace.processes.is_main_process:
+            return
         metrics = self.collect()
         self.workspace.write_json(self.workspace.root / "metrics.json", metrics)
         self._publish()

@@ -160,13 +160,14 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
         raise Interrupted(
             f"interrupted after {result.steps} of {config.max_steps} steps; everything is saved", where=str(folder)
         )
-    if codec.truncated:
-        log(f"{name}: {codec.truncated:,} texts were cut to the length limits")
-    model.generation_config = GenerationConfig.from_pretrained(before)
-    target = workspace.system(name, FOLDERS[stage])
-    _replace(model, codec.tokenizer, target, before)
-    workspace.write_json(folder / "result.json", _summary(result))
-    log(f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; best loss {result.best_loss}")
+    if trainer.accelerator.is_main_process:
+        if codec.truncated:
+            log(f"{name}: {codec.truncated:,} texts were cut to the length limits")
+        model.generation_config = GenerationConfig.from_pretrained(before)
+        target = workspace.system(name, FOLDERS[stage])
+        _replace(model, codec.tokenizer, target, before)
+        workspace.write_json(folder / "result.json", _summary(result))
+        log(f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; best loss {result.best_loss}")
     del trainer, model
     gc.collect()
 

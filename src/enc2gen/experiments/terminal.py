@@ -18,7 +18,7 @@ from enc2gen.experiments.findings import METRIC_LABELS, Sample
 from enc2gen.experiments.recipe import Recipe
 from enc2gen.experiments.workspace import Workspace
 
-NAME_WIDTH, CELL_WIDTH = 20, 14
+NAME_WIDTH, CELL_WIDTH = 20, 15
 """Characters for a system's name, and for one score with the space around it."""
 LONGEST_TEXT = 400
 """Characters of a sample text that are shown (our choice; the report shows all)."""
@@ -39,8 +39,13 @@ def print_results(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, An
         style = {"Yes": "bold green", "No": "bold red"}.get(answer, "bold yellow")
         console.print(Padding(Text.assemble((answer, style), colon, reason), (0, 2)))
     _heading("Where everything lies", console)
-    for name, what in (("report.html", "the report, for a browser"), ("metrics.json", "all figures"), ("model", "the model")):
-        _line(Text.assemble("  ", (str(workspace.root / name), "bold"), f"  {what}"), console)
+    width = len(f"{workspace.root / 'metrics.json'}")
+    for name, what in (
+        ("report.html", "the report, for a browser"),
+        ("metrics.json", "all figures"),
+        ("model", "the model"),
+    ):
+        _line(Text.assemble("  ", (f"{workspace.root / name}".ljust(width), "bold"), f"  {what}"), console)
     _heading("Generate with the model just made", console)
     _line(Text(f"  {findings.generate_command(recipe, workspace, outputs)}", style="bold cyan"), console)
 
@@ -78,8 +83,8 @@ def _print_scores(metrics: Mapping[str, Any], tag: str, console: Console) -> Non
 
 def _score_table(metrics: Mapping[str, Any], tag: str, names: Sequence[str]) -> Table:
     systems, higher = metrics["systems"], metrics["higher_is_better"]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("system", max_width=NAME_WIDTH, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("system", max_width=NAME_WIDTH - 2, overflow="fold")
     for name in names:
         label = METRIC_LABELS.get(name, name)
         table.add_column(Text(f"{label} {'↑' if higher[name] else '↓'}"), justify="right", max_width=CELL_WIDTH - 2)
@@ -98,7 +103,7 @@ def _score_cell(score: Mapping[str, Any] | None, best: float | None) -> Text:
     if score is None:
         return Text("not measurable", style="dim")
     value = (f"{score['value']:.1f}", "bold green" if score["value"] == best else "")
-    return Text.assemble(value, "\n", (f"{score['low']:.1f} – {score['high']:.1f}", "dim"))
+    return Text.assemble(value, "\n", (f"{score['low']:.1f} - {score['high']:.1f}", "dim"))
 
 
 def _print_source_use(metrics: Mapping[str, Any], tags: Sequence[str], console: Console) -> None:
@@ -106,7 +111,7 @@ def _print_source_use(metrics: Mapping[str, Any], tags: Sequence[str], console: 
     if not any(tag in use[system] for system in use for tag in tags):
         return
     _heading("Do the outputs depend on their sources?", console)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("system", max_width=NAME_WIDTH - 4, overflow="fold")
     for label in ("loss", "loss,\nshuffled", "gain", "chrF++", "chrF++,\npermuted", "distinct\noutputs"):
@@ -129,15 +134,17 @@ def _source_cells(metrics: Mapping[str, Any], system: str, tag: str) -> list[str
     losses = [use.get(name) for name in ("loss", "shuffled_loss", "gain")]
     values = [None if found is None else found["value"] for found in (score, use.get("permuted_chrf++"))]
     return [
-        *("–" if loss is None else f"{loss:.2f}" for loss in losses),
-        *("–" if value is None else f"{value:.1f}" for value in values),
+        *("-" if loss is None else f"{loss:.2f}" for loss in losses),
+        *("-" if value is None else f"{value:.1f}" for value in values),
         f"{use['distinct_outputs']:,} of {use['outputs']:,}",
     ]
 
 
 def _print_samples(chosen: Mapping[str, Sequence[Sample]], recipe: Recipe, console: Console) -> None:
     for tag, samples in chosen.items():
-        _heading(f"{language_name(tag)}: outputs of {recipe.main_system}, drawn at random (seed {recipe.seed})", console)
+        _heading(
+            f"{language_name(tag)}: outputs of {recipe.main_system}, drawn at random (seed {recipe.seed})", console
+        )
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="dim")
         grid.add_column(overflow="fold")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from enc2gen.errors import CheckpointError, OutputError
-from enc2gen.experiments.recipe import Recipe, digest
+from enc2gen.experiments.recipe import Recipe
 
 MARKER = "enc2gen-run.json"
 
@@ -20,6 +22,8 @@ class Workspace:
 
     A stage is identified by a key: a hash of everything it depends on. A finished stage with the same key is not run
     again; with another key its old output is replaced.
+
+    Under `accelerate launch` every process has a workspace; only the first one writes, and all wait for each other.
 
     Args:
         recipe: of the run.
@@ -31,6 +35,12 @@ class Workspace:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.root = recipe.folder
+        self.processes = PartialState()
+        if self.processes.is_main_process:
+            self._open()
+        self.processes.wait_for_everyone()
+
+    def _open(self) -> None:
         marker = self.root / MARKER
         if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir()) and not marker.exists()):
             raise OutputError(
@@ -40,8 +50,8 @@ class Workspace:
             )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self.write_json(marker, {"name": recipe.name})
-            self.write_json(self.root / "recipe.json", recipe.model_dump(mode="json"))
+            self.write_json(marker, {"name": self.recipe.name})
+            self.write_json(self.root / "recipe.json", self.recipe.model_dump(mode="json"))
         except OSError as error:
             raise OutputError(f"cannot write: {error.strerror}", where=str(self.root), remedy="check space and rights") from error
 
@@ -88,30 +98,38 @@ class Workspace:
         return self.key(stage) == key
 
     def run_stage(
-        self, stage: str, depends_on: Mapping[str, Any], work: Callable[[], Any], *, folder: Path | None = None
-    ) -> tuple[str, bool]:
-        """Run `work` unless it was finished with the same dependencies.
+        self,
+        stage: str,
+        key: str,
+        work: Callable[[], Any],
+        *,
+        folder: Path | None = None,
+        everywhere: bool = False,
+    ) -> None:
+        """Run `work`, and remember that `stage` is finished with `key`.
 
         Args:
-            folder: emptied first if it holds the output of other settings.
-
-        Returns:
-            The stage's key, and whether it was run now.
+            folder: emptied first if it holds the output of other settings; an interrupted run of the same goes on.
+            everywhere: run `work` in every process (training), not only in the first.
         """
-        key = digest({"stage": stage, **depends_on})
-        if self.done(stage, key):
-            return key, False
+        main = self.processes.is_main_process
+        if main:
+            self._begin(stage, key, folder)
+        self.processes.wait_for_everyone()
+        start = time.perf_counter()
+        if main or everywhere:
+            work()
+        if main:
+            seconds = round(time.perf_counter() - start, 2)
+            self.write_json(self.root / "stages" / f"{stage}.json", {"key": key, "seconds": seconds})
+        self.processes.wait_for_everyone()
+
+    def _begin(self, stage: str, key: str, folder: Path | None) -> None:
         started = self.root / "stages" / f"{stage}.started"
         if folder is not None and folder.exists() and (not started.exists() or started.read_text() != key):
             shutil.rmtree(folder)
         started.parent.mkdir(exist_ok=True)
         started.write_text(key)
-        start = time.perf_counter()
-        work()
-        self.write_json(
-            self.root / "stages" / f"{stage}.json", {"key": key, "seconds": round(time.perf_counter() - start, 2)}
-        )
-        return key, True
 
     def seconds(self) -> dict[str, float]:
         """Duration of each finished stage."""
