@@ -26,7 +26,9 @@ from transformers import (
 LETTERS = "abcdefghijklmnopqrstuvwxyzабвгдежзийклмнопрстуфхцчшщъыьэюяқңөұүіәғһ"
 
 
-def tiny_encoder(kind: str = "xlm-roberta", *, layers: int = 4, vocabulary: int = 120, seed: int = 0) -> PreTrainedModel:
+def tiny_encoder(
+    kind: str = "xlm-roberta", *, layers: int = 4, vocabulary: int = 120, seed: int = 0
+) -> PreTrainedModel:
     """A random encoder of a real layout, with every tensor (norms and biases too) off its default value."""
     common: dict[str, Any] = {
         "vocab_size": vocabulary,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_encoder, tiny_tokenizer
 from transformers import AutoModelForSeq2SeqLM
 
+from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen.errors import ConfigError
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import PRESETS, build_system
@@ -16,7 +16,13 @@ from enc2gen.models.baselines import PRESETS, build_system
 
 def build(preset: str, **options: object) -> torch.nn.Module:
     return build_system(
-        preset, tiny_encoder(), tokenizer=tiny_tokenizer(), languages=["en", "kk"], seed=0, verbose=False, options=options
+        preset,
+        tiny_encoder(),
+        tokenizer=tiny_tokenizer(),
+        languages=["en", "kk"],
+        seed=0,
+        verbose=False,
+        options=options,
     )
 
 
@@ -62,7 +68,9 @@ def test_warm_start_copies_the_encoder_into_both_sides() -> None:
         for name in ("encoder.layer.1.attention.self.query.weight", "encoder.layer.3.output.dense.bias"):
             assert torch.equal(side.state_dict()[name], state[name])
     rows = encoder.get_input_embeddings().weight.shape[0]
-    assert torch.equal(model.encoder.get_input_embeddings().weight[: rows // 2], encoder.get_input_embeddings().weight[: rows // 2])
+    assert torch.equal(
+        model.encoder.get_input_embeddings().weight[: rows // 2], encoder.get_input_embeddings().weight[: rows // 2]
+    )
 
 
 def test_unknown_preset_and_options() -> None:

@@ -156,12 +156,8 @@ def test_an_example_over_the_budget_says_so() -> None:
     st.floats(0, 1),
     st.integers(0, 1000),
 )
-def test_budgets_hold(
-    max_tokens: int, max_examples: int | None, buffer: int, noise: float, seed: int
-) -> None:
-    config = BatchingConfig(
-        max_tokens=max_tokens, max_examples=max_examples, buffer_batches=buffer, length_noise=noise
-    )
+def test_budgets_hold(max_tokens: int, max_examples: int | None, buffer: int, noise: float, seed: int) -> None:
+    config = BatchingConfig(max_tokens=max_tokens, max_examples=max_examples, buffer_batches=buffer, length_noise=noise)
     for batch in islice(make_stream(config=config, seed=seed), 30):
         count = len(batch.input_ids)
         assert count * (batch.input_ids.shape[1] + batch.labels.shape[1]) <= max_tokens

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from test_run import recipe_content, write_pairs
 from typer.testing import CliRunner
 
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.cli import main as command
 from enc2gen.cli.main import app
+from test_run import recipe_content, write_pairs
 
 VERBS = ["run", "prepare", "build", "pretrain", "finetune", "evaluate", "report", "generate", "doctor"]
 
@@ -81,13 +81,16 @@ def model(encoder_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_generate_writes_one_line_per_line(enc2gen: Callable[..., Result], model: Path, tmp_path: Path) -> None:
-    result = enc2gen("generate", str(model), "--to", "kk", "--from", "en", stdin="abc\n\ndef\r\n".encode())
+    result = enc2gen("generate", str(model), "--to", "kk", "--from", "en", stdin=b"abc\n\ndef\r\n")
     assert result.returncode == 0, result.stderr.decode()
     lines = result.stdout.decode().split("\n")
     assert len(lines) == 4 and lines[1] == "" and lines[3] == ""
     source, target = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("abc\n\ndef", encoding="utf-8")
-    assert enc2gen("generate", str(model), "--to", "kk", "--from", "en", "-i", str(source), "-o", str(target)).returncode == 0
+    assert (
+        enc2gen("generate", str(model), "--to", "kk", "--from", "en", "-i", str(source), "-o", str(target)).returncode
+        == 0
+    )
     assert target.read_text(encoding="utf-8") == result.stdout.decode()
 
 
@@ -102,7 +105,9 @@ def test_generate_writes_one_line_per_line(enc2gen: Callable[..., Result], model
         (["--to", "kk", "-i", "nowhere.txt"], b"", "nowhere.txt: there is no such file"),
     ],
 )
-def test_generate_errors_are_one_message_and_a_status(enc2gen: Callable[..., Result], model: Path, arguments: list[str], stdin: bytes, message: str) -> None:
+def test_generate_errors_are_one_message_and_a_status(
+    enc2gen: Callable[..., Result], model: Path, arguments: list[str], stdin: bytes, message: str
+) -> None:
     result = enc2gen("generate", str(model), *arguments, stdin=stdin)
     text = " ".join(result.stderr.decode().split())
     assert result.returncode == 1 and message in text and "Traceback" not in text and result.stdout == b""

@@ -73,8 +73,7 @@ def synthetic_bytes() -> tuple[bytes, dict[str, bytes]]:
     out += struct.pack(f"<{len(PIECES)}f", *[0.0] * 4, *[-2.0 - i for i in range(len(PIECES) - 4)])
     out += b"".join(blobs)
     rules = b"".join(
-        struct.pack(f"<IB{len(value)}I", ord(key), len(value), *map(ord, value))
-        for key, value in sorted(RULES.items())
+        struct.pack(f"<IB{len(value)}I", ord(key), len(value), *map(ord, value)) for key, value in sorted(RULES.items())
     )
     out += struct.pack("<iI", len(RULES), len(rules)) + rules
     raw: dict[str, bytes] = {}

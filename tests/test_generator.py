@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import tiny_tokenizer
 
+from conftest import tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import CheckpointError, LanguageError, ModelError
 from enc2gen.generation.generator import DecodingConfig, Generator
@@ -26,7 +26,9 @@ TEXTS = ["abc", "", "a long text of many words", "zz", "  "]
 def test_outputs_keep_the_order_and_do_not_depend_on_batching(saved: Path) -> None:
     generator = Generator.from_pretrained(saved)
     runs = [
-        generator.generate(TEXTS, target_language="kk", source_language="en", config=DecodingConfig(batch_size=size, num_beams=3))
+        generator.generate(
+            TEXTS, target_language="kk", source_language="en", config=DecodingConfig(batch_size=size, num_beams=3)
+        )
         for size in (1, 2, 32)
     ]
     assert runs[0] == runs[1] == runs[2]
@@ -38,7 +40,12 @@ def test_languages_and_settings_reach_the_model(saved: Path) -> None:
     kk = generator.generate(["abc"], target_language="kk")
     short = generator.generate(["abc"], target_language="kk", config=DecodingConfig(max_new_tokens=1))
     assert len(short[0]) < len(kk[0])
-    samples = [generator.generate(["abc"] * 3, target_language="kk", config=DecodingConfig(num_beams=1, do_sample=True), seed=s) for s in (1, 1, 2)]
+    samples = [
+        generator.generate(
+            ["abc"] * 3, target_language="kk", config=DecodingConfig(num_beams=1, do_sample=True), seed=s
+        )
+        for s in (1, 1, 2)
+    ]
     assert samples[0] == samples[1] != samples[2]
 
 

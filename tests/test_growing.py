@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_encoder, tiny_tokenizer
 from transformers import BertConfig, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
+from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import CheckpointError, ConfigError, LanguageError, ModelError
 from enc2gen.models.swcm import growing
@@ -103,7 +103,9 @@ def test_plans(options: dict[str, Any], plan: list[str]) -> None:
     assert [name(layer) for layer in plan_layers(range(6), **options)] == plan
 
 
-@pytest.mark.parametrize(("every", "paper", "released"), [(1, 24, 23), (2, 18, 17), (3, 16, 15), (4, 15, 14), (5, 14, 14), (6, 14, 13)])
+@pytest.mark.parametrize(
+    ("every", "paper", "released"), [(1, 24, 23), (2, 18, 17), (3, 16, 15), (4, 15, 14), (5, 14, 14), (6, 14, 13)]
+)
 def test_depths_of_twelve_layers_match_paper_and_release(every: int, paper: int, released: int) -> None:
     assert len(plan_layers(range(12), insert_every=every)) == paper
     assert len(plan_layers(range(12), insert_every=every, normal_after_last=False)) == released
@@ -112,7 +114,12 @@ def test_depths_of_twelve_layers_match_paper_and_release(every: int, paper: int,
 def test_cino_base_shape_has_492_million_parameters_on_meta() -> None:
     vocabulary, hidden, ffn, positions = 135_359, 768, 3072, 514
     config = XLMRobertaConfig(
-        vocab_size=vocabulary, max_position_embeddings=positions, type_vocab_size=1, pad_token_id=1, bos_token_id=0, eos_token_id=2
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
+        type_vocab_size=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
     )
     with torch.device("meta"):
         encoder = XLMRobertaModel(config, add_pooling_layer=False)
@@ -165,17 +172,26 @@ def test_each_part_can_be_left_out(left_out: str) -> None:
     parts = [part for part in ("embeddings", "self_attention", "cross_attention", "ffn", "norms") if part != left_out]
     report = grow(encoder, copy=parts, insert_every=None).init_report
     fresh = set(report.names("random")) | set(report.names("constant")) - {"lm_head.bias"}
-    marks = {"norms": ("attention_norm.", "ffn1_norm.", "ffn2_norm."), "embeddings": ("embed_",)}.get(left_out, (left_out,))
+    marks = {"norms": ("attention_norm.", "ffn1_norm.", "ffn2_norm."), "embeddings": ("embed_",)}.get(
+        left_out, (left_out,)
+    )
     assert fresh and all(any(mark in name for mark in marks) for name in fresh)
-    assert not any(any(mark in t.name for mark in marks) and t.origin == "copied" and "embed_tokens" not in t.name for t in report.tensors)
+    assert not any(
+        any(mark in t.name for mark in marks) and t.origin == "copied" and "embed_tokens" not in t.name
+        for t in report.tensors
+    )
 
 
 def test_deltalm_takes_attentions_from_odd_and_even_layers() -> None:
     encoder = tiny_encoder(layers=4)
     tensors = dict(grow(encoder, growth="deltalm", insert_every=None).named_parameters())
     theirs = dict(encoder.named_parameters())
-    assert torch.equal(tensors["decoder.layers.1.self_attention.q_proj.weight"], theirs["encoder.layer.2.attention.self.query.weight"])
-    assert torch.equal(tensors["decoder.layers.1.cross_attention.q_proj.weight"], theirs["encoder.layer.3.attention.self.query.weight"])
+    assert torch.equal(
+        tensors["decoder.layers.1.self_attention.q_proj.weight"], theirs["encoder.layer.2.attention.self.query.weight"]
+    )
+    assert torch.equal(
+        tensors["decoder.layers.1.cross_attention.q_proj.weight"], theirs["encoder.layer.3.attention.self.query.weight"]
+    )
     assert torch.equal(tensors["decoder.layers.1.ffn2.fc1.weight"], theirs["encoder.layer.3.intermediate.dense.weight"])
 
 
@@ -186,7 +202,9 @@ def test_layer_subsets_use_the_encoders_numbering_and_leave_the_users_model_alon
     assert model.config.encoder_config.num_hidden_layers == 3 and len(encoder.encoder.layer) == 6
     assert encoder.config.num_hidden_layers == 6
     tensors = dict(model.named_parameters())
-    assert torch.equal(tensors["encoder.encoder.layer.2.output.dense.weight"], theirs["encoder.layer.5.output.dense.weight"])
+    assert torch.equal(
+        tensors["encoder.encoder.layer.2.output.dense.weight"], theirs["encoder.layer.5.output.dense.weight"]
+    )
     assert torch.equal(tensors["decoder.layers.0.ffn1.fc2.weight"], theirs["encoder.layer.2.output.dense.weight"])
 
 

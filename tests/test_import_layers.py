@@ -34,5 +34,9 @@ def test_no_import_goes_up() -> None:
 
 
 def test_files_stay_small() -> None:
-    long = [str(p.relative_to(SOURCE)) for p in SOURCE.rglob("*.py") if len(p.read_text(encoding="utf-8").splitlines()) > 400]
+    long = [
+        str(p.relative_to(SOURCE))
+        for p in SOURCE.rglob("*.py")
+        if len(p.read_text(encoding="utf-8").splitlines()) > 400
+    ]
     assert not long

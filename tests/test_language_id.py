@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """Offline language identification, and the decision whether a text is in the requested language."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """Language tags and scripts."""
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_encoder
 
+from conftest import tiny_encoder
 from enc2gen import SwcmForConditionalGeneration
 
 Weights = dict[str, np.ndarray]
@@ -27,9 +27,13 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attention(weights: Weights, name: str, query: np.ndarray, memory: np.ndarray, allowed: np.ndarray, heads: int) -> np.ndarray:
+def attention(
+    weights: Weights, name: str, query: np.ndarray, memory: np.ndarray, allowed: np.ndarray, heads: int
+) -> np.ndarray:
     """One sequence: query [T, H], memory [S, H], allowed [T, S]."""
-    q, k, v = (linear(weights, f"{name}.{p}", s) for p, s in (("q_proj", query), ("k_proj", memory), ("v_proj", memory)))
+    q, k, v = (
+        linear(weights, f"{name}.{p}", s) for p, s in (("q_proj", query), ("k_proj", memory), ("v_proj", memory))
+    )
     size = q.shape[-1] // heads
     output = np.zeros_like(q)
     for head in range(heads):
@@ -44,7 +48,9 @@ def feed_forward(weights: Weights, name: str, states: np.ndarray) -> np.ndarray:
     return linear(weights, f"{name}.fc2", gelu(linear(weights, f"{name}.fc1", states)))
 
 
-def custom_layer(weights: Weights, x: np.ndarray, memory: np.ndarray, visible: np.ndarray, eps: float, heads: int, order: str) -> np.ndarray:
+def custom_layer(
+    weights: Weights, x: np.ndarray, memory: np.ndarray, visible: np.ndarray, eps: float, heads: int, order: str
+) -> np.ndarray:
     """Self-attention -> FFN1 -> cross-attention -> FFN2, arXiv 2502.10852 section 3; x [T, H], memory [S, H]."""
     causal = np.tril(np.ones((len(x), len(x)), dtype=bool))
     source = np.broadcast_to(visible, (len(x), len(memory)))
@@ -77,13 +83,21 @@ def test_custom_layer_equals_the_equations(order: str, attention_implementation:
     causal = torch.ones(5, 5).tril().bool()[None, None].expand(2, 1, 5, 5)
     visible = source_mask.bool()[:, None, None, :].expand(2, 1, 5, 7)
     if attention_implementation == "eager":
-        causal, visible = (torch.zeros(m.shape).masked_fill(~m, torch.finfo(torch.float32).min) for m in (causal, visible))
+        causal, visible = (
+            torch.zeros(m.shape).masked_fill(~m, torch.finfo(torch.float32).min) for m in (causal, visible)
+        )
     with torch.no_grad():
         ours = layer(states, memory, causal, visible)[0].numpy()
     weights = {name: value.detach().double().numpy() for name, value in layer.named_parameters()}
     for row in range(2):
         expected = custom_layer(
-            weights, states[row].double().numpy(), memory[row].double().numpy(), source_mask[row].bool().numpy(), 1e-12, 4, order
+            weights,
+            states[row].double().numpy(),
+            memory[row].double().numpy(),
+            source_mask[row].bool().numpy(),
+            1e-12,
+            4,
+            order,
         )
         np.testing.assert_allclose(ours[row], expected, atol=2e-5)
 

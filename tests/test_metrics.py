@@ -1,5 +1,4 @@
 """The metrics: exactly sacrebleu where sacrebleu has them, tables elsewhere, None where not measurable."""
-# ruff: noqa: RUF001 (letters of other scripts are the subject)
 
 from __future__ import annotations
 
@@ -19,9 +18,7 @@ TIBETAN = "བོད་ཡིག་ནི་བོད་ཀྱི་སྐད་
 TIBETAN_OFF = "བོད་ཡིག་ནི་བོད་ཀྱི་སྐད་ཆ་ཡིན།"
 
 
-def corpus(
-    seed: int, sentences: int, max_references: int, alphabet: str
-) -> tuple[list[str], list[list[str]]]:
+def corpus(seed: int, sentences: int, max_references: int, alphabet: str) -> tuple[list[str], list[list[str]]]:
     rng = random.Random(seed)
 
     def text() -> str:
@@ -48,9 +45,7 @@ def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
         ("ja", "これは本", "char"),
     ],
 )
-def test_bleu_and_chrf_are_sacrebleus(
-    language: str, alphabet: str, tokenizer: str, max_references: int
-) -> None:
+def test_bleu_and_chrf_are_sacrebleus(language: str, alphabet: str, tokenizer: str, max_references: int) -> None:
     hypotheses, references = corpus(0, 40, max_references, alphabet)
     theirs = {
         "bleu": BLEU(tokenize=tokenizer),
@@ -160,9 +155,7 @@ def test_word_tokenizers_are_refused_where_there_are_no_word_spaces() -> None:
         ("kk", "сөз", "ja-mecab", None),
     ],
 )
-def test_bleu_tokenizer(
-    language: str | None, reference: str, requested: str | None, tokenizer: str | None
-) -> None:
+def test_bleu_tokenizer(language: str | None, reference: str, requested: str | None, tokenizer: str | None) -> None:
     if tokenizer is None:
         with pytest.raises(ConfigError, match=f"{requested!r} does not fit"):
             bleu_tokenizer(language, [[reference]], requested)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_encoder
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, EncoderDecoderCache
 
+from conftest import tiny_encoder
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import LanguageError, ModelError
 
@@ -42,7 +42,10 @@ def test_every_layer_reads_the_source(model: SwcmForConditionalGeneration) -> No
     other[:, 2] = 60
     ids = targets(model)
     with torch.no_grad():
-        a, b = (model(input_ids=x, decoder_input_ids=ids, output_hidden_states=True).decoder_hidden_states for x in (SOURCE, other))
+        a, b = (
+            model(input_ids=x, decoder_input_ids=ids, output_hidden_states=True).decoder_hidden_states
+            for x in (SOURCE, other)
+        )
     assert torch.equal(a[0], b[0])
     assert all(not torch.allclose(x, y) for x, y in zip(a[1:], b[1:], strict=True))
 
@@ -54,7 +57,12 @@ def test_cached_equals_uncached(model: SwcmForConditionalGeneration, chunks: tup
         full = model(input_ids=SOURCE, decoder_input_ids=ids, use_cache=False).logits
         cache, start, pieces = None, 0, []
         for length in chunks:
-            output = model(input_ids=SOURCE, decoder_input_ids=ids[:, start : start + length], past_key_values=cache, use_cache=True)
+            output = model(
+                input_ids=SOURCE,
+                decoder_input_ids=ids[:, start : start + length],
+                past_key_values=cache,
+                use_cache=True,
+            )
             cache, start = output.past_key_values, start + length
             pieces.append(output.logits)
     assert isinstance(cache, EncoderDecoderCache)
@@ -68,7 +76,9 @@ def test_pad_ids_inside_the_target_do_not_shift_positions(model: SwcmForConditio
     with torch.no_grad():
         full = model(input_ids=SOURCE, decoder_input_ids=ids, use_cache=False).logits
         first = model(input_ids=SOURCE, decoder_input_ids=ids[:, :1], use_cache=True)
-        rest = model(input_ids=SOURCE, decoder_input_ids=ids[:, 1:], past_key_values=first.past_key_values, use_cache=True)
+        rest = model(
+            input_ids=SOURCE, decoder_input_ids=ids[:, 1:], past_key_values=first.past_key_values, use_cache=True
+        )
     torch.testing.assert_close(rest.logits, full[:, 1:], atol=2e-5, rtol=1e-5)
 
 
@@ -93,7 +103,10 @@ def test_batch_equals_single_under_padding(model: SwcmForConditionalGeneration) 
         mask[index, : len(tgt) + 1] = 1
     with torch.no_grad():
         batched = model(
-            input_ids=source, attention_mask=(source != 1).long(), decoder_input_ids=decoder, decoder_attention_mask=mask
+            input_ids=source,
+            attention_mask=(source != 1).long(),
+            decoder_input_ids=decoder,
+            decoder_attention_mask=mask,
         ).logits
         for index, (src, tgt) in enumerate(rows):
             single = model(
@@ -143,7 +156,10 @@ def test_beam_search_finds_no_worse_score_and_sampling_is_seeded(model: SwcmForC
 
 
 def test_generation_without_cache_is_the_same(model: SwcmForConditionalGeneration) -> None:
-    outputs = [model.generate(SOURCE, target_language="kk", num_beams=3, max_new_tokens=8, use_cache=flag) for flag in (True, False)]
+    outputs = [
+        model.generate(SOURCE, target_language="kk", num_beams=3, max_new_tokens=8, use_cache=flag)
+        for flag in (True, False)
+    ]
     assert torch.equal(*outputs)
 
 
@@ -163,7 +179,9 @@ def test_default_target_language_survives_saving(model: SwcmForConditionalGenera
     assert loaded.generation_config.max_new_tokens == 33
 
 
-@pytest.mark.parametrize("options", [{}, {"sharing": "tied"}, {"tie_lm_head": False}, {"growth": "standard", "norm_order": "pre"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"sharing": "tied"}, {"tie_lm_head": False}, {"growth": "standard", "norm_order": "pre"}]
+)
 def test_auto_classes_load_the_same_logits(options: dict[str, Any], tmp_path: Path) -> None:
     model = SwcmForConditionalGeneration.from_encoder(tiny_encoder(), languages=["kk"], verbose=False, **options)
     model.save_pretrained(tmp_path)
@@ -244,17 +262,29 @@ def test_seq2seq_trainer_and_peft_work(tmp_path: Path) -> None:
     model = SwcmForConditionalGeneration.from_encoder(tiny_encoder(), languages=["kk"], verbose=False)
     model.set_default_target_language("kk")
     wrapped = peft.get_peft_model(
-        model, peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+        model,
+        peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"]),
     )
     rows = [{"input_ids": [0, 5, 6, 2], "attention_mask": [1] * 4, "labels": [7, 8, 2]}] * 4
     from conftest import tiny_tokenizer
 
     arguments = Seq2SeqTrainingArguments(
-        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], disable_tqdm=True, use_cpu=True,
-        predict_with_generate=True, generation_max_length=5, eval_strategy="steps", eval_steps=2,
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        predict_with_generate=True,
+        generation_max_length=5,
+        eval_strategy="steps",
+        eval_steps=2,
     )
     trainer = Seq2SeqTrainer(
-        model=wrapped, args=arguments, train_dataset=rows, eval_dataset=rows,
+        model=wrapped,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tiny_tokenizer(), model=wrapped),
     )
     result = trainer.train()
@@ -273,7 +303,11 @@ def test_tiny_model_learns_to_copy() -> None:
     def batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         body = torch.randint(10, 20, (size, 4), generator=generator)
         one, two = torch.zeros(size, 1, dtype=torch.long), torch.full((size, 1), 2)
-        return torch.cat([one, body, two], 1), torch.cat([torch.full((size, 1), kk), body], 1), torch.cat([body, two], 1)
+        return (
+            torch.cat([one, body, two], 1),
+            torch.cat([torch.full((size, 1), kk), body], 1),
+            torch.cat([body, two], 1),
+        )
 
     for step in range(400):
         for group in optimizer.param_groups:

@@ -1,6 +1,5 @@
 """Noise: rates and distributions match their configuration, and nothing is lost but what was masked."""
 
-# ruff: noqa: RUF001  (the test texts are in many scripts on purpose)
 from __future__ import annotations
 
 import math
@@ -77,9 +76,7 @@ def test_spans_are_spread_evenly_over_the_text() -> None:
     hidden = np.zeros(20)
     trials = 4000
     for _ in range(trials):
-        visible = [
-            piece for piece in denoiser(permute_sentences=False).noise([range(20)], rng) if piece != MASK
-        ]
+        visible = [piece for piece in denoiser(permute_sentences=False).noise([range(20)], rng) if piece != MASK]
         hidden += 1
         hidden[visible] -= 1
     shares = hidden / trials

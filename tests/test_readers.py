@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001
 """Readers: what each format gives, and one clear error for each way a source can be bad."""
 
 from __future__ import annotations

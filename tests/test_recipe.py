@@ -111,7 +111,7 @@ def test_system_settings_win_over_the_stage_and_the_seed_is_the_recipes(tmp_path
 def test_unreadable_recipes(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match="recipe.yaml"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         load_recipe(path)
 
 

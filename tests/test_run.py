@@ -31,7 +31,14 @@ def write_pairs(path: Path, count: int = 240) -> Path:
 
 
 def recipe_content(tmp_path: Path, encoder: Path) -> dict[str, Any]:
-    training = {"max_steps": 6, "learning_rate": 1e-3, "eval_every": 3, "save_every": 2, "precision": "fp32", "tensorboard": False}
+    training = {
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "eval_every": 3,
+        "save_every": 2,
+        "precision": "fp32",
+        "tensorboard": False,
+    }
     return {
         "name": "tiny",
         "output": str(tmp_path / "run"),
@@ -217,7 +224,7 @@ def test_disk_full_keeps_what_was_written(
 
     with monkeypatch.context() as patch:
         patch.setattr("enc2gen.training.checkpoint.save_weights", full)
-        with pytest.raises(OutputError, match="(?i)space"):
+        with pytest.raises(OutputError, match=r"(?i)space"):
             Run(load(tmp_path, content), console()).run(["finetune"])
     assert weights(root / "systems" / "shared" / "pretrained") == kept
     Run(load(tmp_path, content), console()).run(["finetune"])

@@ -1,5 +1,4 @@
 """Units of text: by script, run by run, with nothing lost that is a letter or a digit."""
-# ruff: noqa: RUF001 (letters of other scripts are the subject)
 
 from __future__ import annotations
 

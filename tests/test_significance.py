@@ -27,8 +27,7 @@ def noisy_copies(seed: int, noise: float, sentences: int = 120) -> tuple[list[st
     words = [f"сөз{index}" for index in range(50)]
     references = [reference_rng.choices(words, k=reference_rng.randint(3, 9)) for _ in range(sentences)]
     hypotheses = [
-        [rng.choice(words) if rng.random() < noise else word for word in reference]
-        for reference in references
+        [rng.choice(words) if rng.random() < noise else word for word in reference] for reference in references
     ]
     return [" ".join(text) for text in hypotheses], [[" ".join(text)] for text in references]
 
@@ -45,9 +44,7 @@ def test_resampled_scores_are_scores_of_resampled_texts() -> None:
     assert statistics is not None
     draws = np.random.default_rng(5).integers(0, 25, size=(20, 25))
     expected = [
-        CHRF(word_order=2)
-        .corpus_score([hypotheses[i] for i in draw], [[references[i][0] for i in draw]])
-        .score
+        CHRF(word_order=2).corpus_score([hypotheses[i] for i in draw], [[references[i][0] for i in draw]]).score
         for draw in draws
     ]
     assert bootstrap_scores(statistics, resamples=20, seed=5).tolist() == expected
@@ -89,9 +86,7 @@ def test_a_planted_difference_is_found_and_its_sign_is_first_minus_second(name: 
     assert 0.0 < found.low < found.value < found.high
     assert found.p_value < 0.01
     mirrored = paired_bootstrap(worse, better)
-    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx(
-        (-found.value, -found.high, -found.low)
-    )
+    assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((-found.value, -found.high, -found.low))
     assert mirrored.p_value == found.p_value
 
 
@@ -101,9 +96,7 @@ def test_an_absent_difference_is_rarely_found() -> None:
     found = 0
     for sample in range(300):
         first, second = rng.normal(50, 20, size=(2, 60)) + rng.normal(0, 20, size=60)
-        comparison = paired_bootstrap(
-            mean_statistics(first), mean_statistics(second), resamples=300, seed=sample
-        )
+        comparison = paired_bootstrap(mean_statistics(first), mean_statistics(second), resamples=300, seed=sample)
         found += comparison.p_value < 0.05
     assert 0.01 <= found / 300 <= 0.10
 
@@ -129,9 +122,7 @@ def test_p_values_agree_with_sacrebleus_paired_bootstrap() -> None:
         n_samples=2000,
     )()[1]
     expected = theirs["chrF2++"][1].p_value
-    ours = paired_bootstrap(
-        statistics_of("chrf++", 1, 0.30), statistics_of("chrf++", 2, 0.33), resamples=2000
-    )
+    ours = paired_bootstrap(statistics_of("chrf++", 1, 0.30), statistics_of("chrf++", 2, 0.33), resamples=2000)
     assert 0.01 < expected < 0.99
     assert ours.p_value == pytest.approx(expected, abs=0.05)
 

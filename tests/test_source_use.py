@@ -113,9 +113,7 @@ def test_shuffled_batches_are_the_shuffled_examples_in_place() -> None:
 
 
 @pytest.mark.parametrize("optimistic", [False, True])
-def test_best_constant_is_the_best_of_all_candidates(
-    optimistic: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_constant_is_the_best_of_all_candidates(optimistic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_use, "_EXACT_CANDIDATES", 1)  # the quick ranking alone must find it
     dev, test = names(40, 0), names(50, 1)
     found = best_constant(dev, test, optimistic=optimistic, candidates=["кабан", ""], resamples=20)
@@ -137,9 +135,7 @@ def test_best_constant_with_several_references_is_a_candidate_and_near_the_best(
     dev = [[a[0], b[0]] for a, b in zip(names(25, 4), names(25, 5), strict=True)]
     found = best_constant(dev, dev, resamples=20)
     streams = [[texts[0] for texts in dev], [texts[1] for texts in dev]]
-    scores = {
-        text: CHRF(word_order=2).corpus_score([text] * 25, streams).score for texts in dev for text in texts
-    }
+    scores = {text: CHRF(word_order=2).corpus_score([text] * 25, streams).score for texts in dev for text in texts}
     assert found.score.value == scores[found.text]
     assert found.score.value >= 0.95 * max(scores.values())
 
@@ -148,15 +144,10 @@ def test_best_constant_is_quick_and_its_cap_holds() -> None:
     dev = names(1500, 6)
     start = time.process_time()
     best_constant(dev, names(200, 7), resamples=20)
-    assert (
-        time.process_time() - start < 8.0
-    )  # every candidate against every reference would be 9 million pairs
+    assert time.process_time() - start < 8.0  # every candidate against every reference would be 9 million pairs
     one = best_constant(dev, dev[:10], max_candidates=1, seed=1, resamples=2).text
     assert one == best_constant(dev, dev[:10], max_candidates=1, seed=1, resamples=2).text
-    assert (
-        len({best_constant(dev[:50], dev[:9], max_candidates=1, seed=s, resamples=2).text for s in range(5)})
-        > 1
-    )
+    assert len({best_constant(dev[:50], dev[:9], max_candidates=1, seed=s, resamples=2).text for s in range(5)}) > 1
 
 
 @pytest.mark.parametrize(

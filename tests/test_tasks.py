@@ -1,6 +1,5 @@
 """Tasks: from records to examples, and what a wrong mapping says."""
 
-# ruff: noqa: RUF001  (the test texts are in many scripts on purpose)
 from __future__ import annotations
 
 import gzip
@@ -31,9 +30,7 @@ def test_the_four_tasks_are_registered() -> None:
 
 @pytest.mark.parametrize("mapping", [FROM_FIELDS, FIXED])
 def test_translation_takes_languages_from_fields_or_config_and_normalises_them(mapping: dict) -> None:
-    assert run("translation", mapping, PAIR) == [
-        Example("hello", "сәлем", "en", "kk", ("сәлем",), "translation")
-    ]
+    assert run("translation", mapping, PAIR) == [Example("hello", "сәлем", "en", "kk", ("сәлем",), "translation")]
 
 
 def test_translation_in_both_directions_swaps_text_and_languages() -> None:
@@ -81,16 +78,11 @@ def test_reading_comprehension_joins_question_and_context_as_declared() -> None:
 
 def test_reading_comprehension_reads_squad_answers_and_numbers() -> None:
     nested = {**QA, "answers": {"text": ["1845"], "answer_start": [17]}}
-    assert (
-        run("reading-comprehension", {"language": "en", "answers": "answers.text"}, nested)[0].target
-        == "1845"
-    )
+    assert run("reading-comprehension", {"language": "en", "answers": "answers.text"}, nested)[0].target == "1845"
     assert run("reading-comprehension", {"language": "en"}, {**QA, "answer": 1845})[0].target == "1845"
 
 
-@pytest.mark.parametrize(
-    "template", ["{question}", "{question} {context} {title}", "{question.x} {context}", "{"]
-)
+@pytest.mark.parametrize("template", ["{question}", "{question} {context} {title}", "{question.x} {context}", "{"])
 def test_a_template_must_name_question_and_context(template: str) -> None:
     with pytest.raises(ConfigError, match="template"):
         build_task("reading-comprehension", {"language": "en", "template": template})

@@ -48,9 +48,7 @@ def wordpiece_tokenizer(*, split_punctuation: bool = True) -> PreTrainedTokenize
     words += [*LETTERS, *(f"##{c}" for c in LETTERS)]
     backend = Tokenizer(WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=False)
-    backend.pre_tokenizer = (
-        pre_tokenizers.BertPreTokenizer() if split_punctuation else pre_tokenizers.WhitespaceSplit()
-    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer() if split_punctuation else pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -66,9 +64,7 @@ def codec(
     tokenizer: PreTrainedTokenizerBase, *, source: int = 32, target: int = 32, overflow: str = "truncate"
 ) -> TextCodec:
     languages = add_language_tokens(tokenizer, ["kk", "ug"])
-    return TextCodec(
-        tokenizer, languages, max_source_length=source, max_target_length=target, overflow=overflow
-    )
+    return TextCodec(tokenizer, languages, max_source_length=source, max_target_length=target, overflow=overflow)
 
 
 KINDS = pytest.mark.parametrize("build", [unigram_tokenizer, wordpiece_tokenizer])
@@ -176,9 +172,7 @@ def test_protection_is_idempotent(build) -> None:
 
 def test_protection_does_not_pile_up_where_text_is_unknown() -> None:
     backend = Tokenizer(Unigram([("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], unk_id=2))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     protect_special_tokens(tokenizer)
     once = tokenizer.backend_tokenizer.to_str()
     protect_special_tokens(tokenizer)
@@ -210,9 +204,7 @@ def test_settings_of_other_callers_do_not_leak_in() -> None:
     tokenizer = unigram_tokenizer()
     text = codec(tokenizer)
     expected = text.encode_texts(["the cat the cat", "the"])
-    tokenizer(
-        ["the cat the cat"], truncation=True, max_length=3, padding="max_length", split_special_tokens=False
-    )
+    tokenizer(["the cat the cat"], truncation=True, max_length=3, padding="max_length", split_special_tokens=False)
     assert text.encode_texts(["the cat the cat", "the"]) == expected
     assert text.encode_text("<kk>") and text.languages["kk"] not in text.encode_text("<kk>")
 

@@ -148,7 +148,7 @@ def test_the_unknown_score_stays() -> None:
 
 
 def test_wordpiece_words_that_were_unknown_stay_unknown() -> None:
-    """"abcθ" takes "ab", then nothing matches; without "ab" it would be split into "a" and "##bcθ"."""
+    """ "abcθ" takes "ab", then nothing matches; without "ab" it would be split into "a" and "##bcθ"."""
     words = ["[UNK]", "a", "##b", "##bcθ", "ab", "x", "##y"]
     backend = Tokenizer(WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

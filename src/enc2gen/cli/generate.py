@@ -27,7 +27,9 @@ def read_lines(path: Path | None) -> list[str]:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(
-            f"byte {error.start} is not UTF-8", where=f"{where}, line {line}", remedy="convert it, for example with iconv -t UTF-8"
+            f"byte {error.start} is not UTF-8",
+            where=f"{where}, line {line}",
+            remedy="convert it, for example with iconv -t UTF-8",
         ) from error
     lines = text.split("\n")
     lines = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
@@ -74,4 +76,6 @@ def generate_lines(
     try:
         output_file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", where=str(output_file), remedy="check space and rights") from error
+        raise OutputError(
+            f"cannot write: {error.strerror}", where=str(output_file), remedy="check space and rights"
+        ) from error

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-# Memory freed by one step is kept for the next: on CPU this makes training up to 1.4 times faster. The allocator
-# reads these when a process starts, so the command starts itself once more with them.
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "67108864"}
-
 import typer
 from rich.console import Console
 
 from enc2gen.errors import Enc2genError
+
+# Memory freed by one step is kept for the next, which speeds up training on CPU. The allocator reads these when a
+# process starts, so the command starts itself once more with them.
+_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 app = typer.Typer(
     name="enc2gen",
@@ -28,7 +28,8 @@ errors = Console(stderr=True)
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Languages = Annotated[
-    str | None, typer.Option("--languages", "-l", help="Languages to write instead of the recipe's, such as kk,ug,mn,zh.")
+    str | None,
+    typer.Option("--languages", "-l", help="Languages to write instead of the recipe's, such as kk,ug,mn,zh."),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Replace one setting: section.key=value. Repeatable.")
@@ -37,7 +38,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.")]
 
 
-def _run(recipe: Path, languages: str | None, settings: list[str] | None, output: Path | None, seed: int | None, stage: str) -> None:
+def _run(
+    recipe: Path, languages: str | None, settings: list[str] | None, output: Path | None, seed: int | None, stage: str
+) -> None:
     from enc2gen.experiments.recipe import load_recipe
     from enc2gen.experiments.run import STAGES, Run
 
@@ -61,13 +64,19 @@ def run(
     settings: Settings = None,
     output: Output = None,
     seed: Seed = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")
+    ] = False,
 ) -> None:
     """Carry out a recipe: prepare, build, pretrain, finetune, evaluate, report. Finished stages are kept."""
     if dry_run:
         from enc2gen.cli.plan import print_plan
 
-        overrides = [*(settings or []), *([f"output={output}"] if output else []), *([f"seed={seed}"] if seed is not None else [])]
+        overrides = [
+            *(settings or []),
+            *([f"output={output}"] if output else []),
+            *([f"seed={seed}"] if seed is not None else []),
+        ]
         print_plan(recipe, overrides, languages, console)
         return
     _run(recipe, languages, settings, output, seed, "report")
@@ -99,13 +108,19 @@ def generate(
     model: Annotated[str, typer.Argument(help="Folder or Hub name of a trained model.", show_default=False)],
     to: Annotated[str | None, typer.Option("--to", help="Language to write.")] = None,
     source: Annotated[str | None, typer.Option("--from", help="Language of the input.")] = None,
-    input_file: Annotated[Path | None, typer.Option("--input", "-i", help="Text file, one source a line; else standard input.")] = None,
-    output_file: Annotated[Path | None, typer.Option("--output", "-o", help="Text file to write; else standard output.")] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", "-i", help="Text file, one source a line; else standard input.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Text file to write; else standard output.")
+    ] = None,
     beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 4,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of searching.")] = False,
     temperature: Annotated[float, typer.Option("--temperature", min=0.01, help="Of sampling.")] = 1.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1.0, help="Nucleus of sampling.")] = 1.0,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Instead of the model's limit.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Instead of the model's limit.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sources decoded at once.")] = 32,
     seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
 ) -> None:
@@ -171,11 +186,20 @@ def main() -> None:
         import errno
 
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
-        errors.print(f"error: {error.filename or 'output'}: {reason}\n  remedy: free space or check rights, then run again; "
-                     "finished stages are kept", highlight=False, markup=False, soft_wrap=True)
+        errors.print(
+            f"error: {error.filename or 'output'}: {reason}\n  remedy: free space or check rights, then run again; "
+            "finished stages are kept",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
-        errors.print(f"interrupted; finished stages are kept. Go on with the same command:\n  {_command()}", highlight=False, markup=False)
+        errors.print(
+            f"interrupted; finished stages are kept. Go on with the same command:\n  {_command()}",
+            highlight=False,
+            markup=False,
+        )
         sys.exit(130)
     except typer.Abort:
         sys.exit(130)

@@ -19,7 +19,7 @@ def print_plan(path: Path, overrides: Sequence[str], languages: str | None, cons
     stages = ["prepare"] + [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
     for stage in ("pretrain", "finetune"):
         for name in recipe.systems:
-            training = recipe.training(name, stage)  # type: ignore[arg-type]
+            training = recipe.training(name, stage)
             if training is not None:
                 stages.append(f"{stage} {name}: {training.max_steps:,} steps, learning rate {training.learning_rate:g}")
     stages += [f"evaluate {name}" for name in recipe.systems] + ["report"]

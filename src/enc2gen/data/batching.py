@@ -59,9 +59,7 @@ class EncodedExample:
 
     def __post_init__(self) -> None:
         if not self.input_ids or not self.labels:
-            raise DataError(
-                f"an example has {len(self.input_ids)} source and {len(self.labels)} target tokens"
-            )
+            raise DataError(f"an example has {len(self.input_ids)} source and {len(self.labels)} target tokens")
         if len(self.decoder_input_ids) != len(self.labels):
             raise DataError(
                 f"an example has {len(self.decoder_input_ids)} decoder inputs for {len(self.labels)} labels"
@@ -223,8 +221,7 @@ def _check_length(example: EncodedExample, max_tokens: int | None, where: str) -
             f"{len(example.input_ids)} source and {len(example.labels)} target tokens do not fit into a "
             f"batch of at most {max_tokens} tokens",
             where=where,
-            remedy=f"raise max_tokens to {example.num_tokens} or more, or lower the maximum source and "
-            "target lengths",
+            remedy=f"raise max_tokens to {example.num_tokens} or more, or lower the maximum source and target lengths",
         )
 
 
@@ -353,9 +350,7 @@ class BatchStream:
         self._start, self._taken = start, taken
         self._fill()
         if not 0 <= taken <= len(self._batches):
-            raise CheckpointError(
-                f"the data position is malformed: {taken} batches taken of {len(self._batches)}"
-            )
+            raise CheckpointError(f"the data position is malformed: {taken} batches taken of {len(self._batches)}")
 
     def _fill(self) -> None:
         """Encode the positions from `_start` until the buffer holds its share, and cut them into batches."""

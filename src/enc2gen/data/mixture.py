@@ -37,8 +37,7 @@ class MixtureConfig(BaseModel):
     )
     objective_weights: dict[str, float] = Field(
         default_factory=dict,
-        description="share of each objective; alpha then mixes the streams within it. "
-        "Empty: alpha mixes all streams",
+        description="share of each objective; alpha then mixes the streams within it. Empty: alpha mixes all streams",
     )
 
 

@@ -56,9 +56,7 @@ class Denoiser:
 
     def __init__(self, config: NoiseConfig, mask_token_id: int) -> None:
         if mask_token_id < 0:
-            raise ConfigError(
-                f"mask_token_id is {mask_token_id}", remedy="use a tokenizer that has a mask token"
-            )
+            raise ConfigError(f"mask_token_id is {mask_token_id}", remedy="use a tokenizer that has a mask token")
         self.config = config
         self.mask_token_id = mask_token_id
 

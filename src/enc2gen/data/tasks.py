@@ -227,9 +227,7 @@ class Task(ABC, Generic[ConfigT]):
             if field.endswith("language") and (tag := getattr(config, field)) is not None:
                 self._normalise(tag, f"{self.name} task, {field}")
 
-    def examples(
-        self, records: Iterable[Mapping[str, Any]], *, where: str | None = None
-    ) -> Iterator[Example]:
+    def examples(self, records: Iterable[Mapping[str, Any]], *, where: str | None = None) -> Iterator[Example]:
         """Yield the examples of `records`, in order; records with an empty source or target are counted only.
 
         Args:
@@ -357,8 +355,7 @@ def build_task(name: str, mapping: Mapping[str, Any], *, where: str | None = Non
         config = task.config_class(**mapping)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(str(part) for part in problem['loc']) or name}: {problem['msg']}"
-            for problem in error.errors()
+            f"{'.'.join(str(part) for part in problem['loc']) or name}: {problem['msg']}" for problem in error.errors()
         ]
         raise ConfigError(
             f"the {name} task's mapping is not valid: {'; '.join(problems)}",

@@ -17,7 +17,9 @@ from enc2gen.registry import Registry
 
 NormOrder = Literal["post", "pre"]
 
-ATTENTION_TENSORS = tuple(f"{part}.{kind}" for part in ("q_proj", "k_proj", "v_proj", "out_proj") for kind in ("weight", "bias"))
+ATTENTION_TENSORS = tuple(
+    f"{part}.{kind}" for part in ("q_proj", "k_proj", "v_proj", "out_proj") for kind in ("weight", "bias")
+)
 """Canonical tensors of one attention, in the decoder's own names."""
 FFN_TENSORS = tuple(f"{part}.{kind}" for part in ("fc1", "fc2") for kind in ("weight", "bias"))
 """Canonical tensors of one feed-forward network."""
@@ -42,7 +44,7 @@ class Donor(ABC):
         self.config = cast(Any, config)
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 a hook: most families have nothing to refuse
         """Refuse configurations this family cannot carry over; raise `ModelError`."""
 
     @property

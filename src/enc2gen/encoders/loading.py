@@ -36,7 +36,7 @@ def load_encoder(
     """
     if isinstance(encoder, PreTrainedModel):
         donor_for(encoder.config)
-        base = encoder.base_model
+        base = cast(PreTrainedModel, encoder.base_model)
         return base if rows is None else _keep_rows(copy.deepcopy(base), rows)
     name = os.fspath(encoder)
     if name.startswith(EMBEDDED_PREFIX):

@@ -168,9 +168,7 @@ class Bleu(Metric):
             )
         self.tokenizer = tokenizer
 
-    def _statistics(
-        self, hypotheses: Sequence[str], references: References, language: str | None
-    ) -> Statistics:
+    def _statistics(self, hypotheses: Sequence[str], references: References, language: str | None) -> Statistics:
         name = bleu_tokenizer(language, references, self.tokenizer)
         try:
             metric = BLEU(tokenize=name, force=True)
@@ -213,18 +211,14 @@ class ChrfPlusPlus(Metric):
 
     name = "chrf++"
 
-    def _statistics(
-        self, hypotheses: Sequence[str], references: References, language: str | None
-    ) -> Statistics:
+    def _statistics(self, hypotheses: Sequence[str], references: References, language: str | None) -> Statistics:
         return _sacrebleu_statistics(CHRF(word_order=2), hypotheses, references)
 
 
 class _SentenceMean(Metric):
     """A mean over sentences of the best value over references."""
 
-    def _statistics(
-        self, hypotheses: Sequence[str], references: References, language: str | None
-    ) -> Statistics:
+    def _statistics(self, hypotheses: Sequence[str], references: References, language: str | None) -> Statistics:
         values = [
             max(self._value(hypothesis, reference, language) for reference in texts)
             for hypothesis, texts in zip(hypotheses, references, strict=True)
@@ -300,13 +294,9 @@ class OffTarget(Metric):
         """The identifier in use."""
         return self._given if self._given is not None else LANGUAGE_IDENTIFIERS.get(self._default)()
 
-    def _statistics(
-        self, hypotheses: Sequence[str], references: References, language: str | None
-    ) -> Statistics | None:
+    def _statistics(self, hypotheses: Sequence[str], references: References, language: str | None) -> Statistics | None:
         if language is None:
-            raise ConfigError(
-                "off-target needs the requested language", remedy='pass language="kk", for example'
-            )
+            raise ConfigError("off-target needs the requested language", remedy='pass language="kk", for example')
         if not self.identifier.supports(language):
             return None
         guesses = self.identifier.identify(hypotheses)
@@ -314,9 +304,7 @@ class OffTarget(Metric):
             0.0 if hypothesis.strip() and matches(language, guess) else 100.0
             for hypothesis, guess in zip(hypotheses, guesses, strict=True)
         ]
-        return mean_statistics(
-            np.asarray(values), _own_signature((), lang=language, lid=self._identifier_name)
-        )
+        return mean_statistics(np.asarray(values), _own_signature((), lang=language, lid=self._identifier_name))
 
 
 METRICS: Registry[Metric] = Registry("metric")

@@ -83,9 +83,7 @@ def rouge(
             f"unknown ROUGE variant {variant!r}", remedy=f"choose one of {', '.join(get_args(RougeVariant))}"
         )
     if isinstance(references, str) or not references:
-        raise DataError(
-            "references must be a non-empty list of strings", remedy="wrap a single reference in a list"
-        )
+        raise DataError("references must be a non-empty list of strings", remedy="wrap a single reference in a list")
     units = segment(hypothesis, language)
     scores = [rouge_units(units, segment(reference, language), variant) for reference in references]
     return max(scores, key=lambda score: score.f1)

@@ -46,9 +46,7 @@ class Score:
     def above(self, other: Score) -> bool:
         """Whether this interval lies wholly above the interval of `other` (both of the same metric)."""
         if self.name != other.name:
-            raise ConfigError(
-                f"cannot compare {self.name} with {other.name}", remedy="compare scores of one metric"
-            )
+            raise ConfigError(f"cannot compare {self.name} with {other.name}", remedy="compare scores of one metric")
         return self.low > other.high
 
     def __str__(self) -> str:

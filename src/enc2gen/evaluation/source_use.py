@@ -73,9 +73,7 @@ def source_gain(loss_true: float, loss_shuffled: float) -> float:
         DataError: a loss is not finite.
     """
     if not (math.isfinite(loss_true) and math.isfinite(loss_shuffled)):
-        raise DataError(
-            f"losses are {loss_true} and {loss_shuffled}", remedy="evaluate a model that did not diverge"
-        )
+        raise DataError(f"losses are {loss_true} and {loss_shuffled}", remedy="evaluate a model that did not diverge")
     return loss_shuffled - loss_true
 
 
@@ -169,12 +167,8 @@ def shuffled_source_examples(
         DataError: more than half of the sources of a language are identical (one example alone included).
     """
     sources = [example.input_ids for example in examples]
-    order = _shuffle_sources(
-        sources, [example.decoder_input_ids[0] for example in examples], seed, language_ids
-    )
-    return [
-        replace(example, input_ids=sources[index]) for example, index in zip(examples, order, strict=True)
-    ]
+    order = _shuffle_sources(sources, [example.decoder_input_ids[0] for example in examples], seed, language_ids)
+    return [replace(example, input_ids=sources[index]) for example, index in zip(examples, order, strict=True)]
 
 
 def shuffled_source_batches(
@@ -191,10 +185,7 @@ def shuffled_source_batches(
     ]
     targets = [int(first) for batch in batches for first in batch.decoder_input_ids[:, 0]]
     order = iter(_shuffle_sources(sources, targets, seed, language_ids).tolist())
-    return [
-        _with_sources(batch, [sources[next(order)] for _ in batch.input_ids], pad_token_id)
-        for batch in batches
-    ]
+    return [_with_sources(batch, [sources[next(order)] for _ in batch.input_ids], pad_token_id) for batch in batches]
 
 
 def _shuffle_sources(

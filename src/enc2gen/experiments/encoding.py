@@ -95,7 +95,9 @@ def training_stream(
         for index, language in enumerate(texts["language"]):
             streams.setdefault(f"denoising:{language}", []).append(index)
     if not streams:
-        raise DataError(f"no example is meant for {stage}", where="data", remedy=f"list {stage} under a dataset's stages")
+        raise DataError(
+            f"no example is meant for {stage}", where="data", remedy=f"list {stage} under a dataset's stages"
+        )
     sizes = {name: len(indices) for name, indices in streams.items()}
     mixture = config.mixture
     sampler = MixtureSampler(sizes, mixture.alpha, seed, mixture.objective_weights)

@@ -96,7 +96,11 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
         by_language[test.language] = scores(recipe, hypotheses, test)
         loss, shuffled = source_losses(model, codec, test, recipe.seed)
         measured = measure_source_use(
-            hypotheses, test.references, loss=loss, shuffled_loss=shuffled, seed=recipe.seed,
+            hypotheses,
+            test.references,
+            loss=loss,
+            shuffled_loss=shuffled,
+            seed=recipe.seed,
             resamples=recipe.evaluate.resamples,
         )
         use[test.language] = _source_use(measured)

@@ -82,9 +82,12 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     _check_counts(recipe, counts)
     tags = _languages(recipe, PreparedData(workspace.data))
     vocabulary = _build_tokenizer(recipe, workspace, log)
-    summary = {
+    summary: dict[str, Any] = {
         "languages": tags,
-        "counts": {split: {tag: n for (s, tag), n in sorted(counts.items()) if s == split} for split in (*SPLITS, "monolingual")},
+        "counts": {
+            split: {tag: n for (s, tag), n in sorted(counts.items()) if s == split}
+            for split in (*SPLITS, "monolingual")
+        },
         "vocabulary": vocabulary,
     }
     workspace.write_json(workspace.data / "summary.json", summary)
@@ -96,11 +99,15 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
 
 def data_fingerprint(recipe: Recipe) -> list[dict[str, Any]]:
     """Size and time of every local file the recipe reads, so that changed data is prepared again."""
-    paths = [p for d in recipe.data.datasets for p in (d.path, d.dev, d.test) if p] + [m.path for m in recipe.data.monolingual]
+    paths = [p for d in recipe.data.datasets for p in (d.path, d.dev, d.test) if p] + [
+        m.path for m in recipe.data.monolingual
+    ]
     files: list[Path] = []
     for name in paths:
         path = Path(name)
-        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+        files += (
+            sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+        )
     return [{"file": str(f), "bytes": f.stat().st_size, "modified": f.stat().st_mtime_ns} for f in files]
 
 
@@ -163,8 +170,11 @@ def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Exa
     for (split, *_), group in held_out.items():
         first = group[0]
         references = tuple(dict.fromkeys(text for example in group for text in example.references or (example.target,)))
-        yield split, Example(
-            first.source, first.target, first.source_language, first.target_language, references, first.objective
+        yield (
+            split,
+            Example(
+                first.source, first.target, first.source_language, first.target_language, references, first.objective
+            ),
         )
 
 
@@ -195,7 +205,7 @@ def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]]) -> None:
                 raise DataError(
                     f"only {counts[split, tag]} {split} examples with target language {tag!r}",
                     where="data.datasets",
-                    remedy=f"add data for {tag}, name a {split} file, raise {split}_percent, or remove {tag} from languages",
+                    remedy=f"add data for {tag}, name a {split} file, raise {split}_percent, or leave {tag} out",
                 )
 
 
@@ -210,13 +220,13 @@ def _languages(recipe: Recipe, data: PreparedData) -> list[str]:
 
 
 def _build_tokenizer(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) -> dict[str, Any]:
-    """Save the run's tokenizer (language tokens are added when a system is built); returns sizes and, where trimmed, the kept ids."""
+    """Save the run's tokenizer (language tokens come later, with each system); returns sizes and kept ids."""
     tokenizer = load_tokenizer(recipe.encoder.name)
     before, kept = len(tokenizer), None
     data = PreparedData(workspace.data)
     if recipe.encoder.trim_vocabulary:
         train = data.examples("train")
-        texts = (text for name in ("source", "target") for text in train[name])
+        texts = (str(text) for name in ("source", "target") for text in train[name])
         trimmed = trim_vocabulary(tokenizer, (*texts, *data.texts()["text"]))
         tokenizer, kept = trimmed.tokenizer, trimmed.kept_ids
     tokenizer.save_pretrained(workspace.tokenizer)
@@ -226,7 +236,7 @@ def _build_tokenizer(recipe: Recipe, workspace: Workspace, log: Callable[[str], 
             raise DataError(
                 f"{rate:.0%} of the {language_name(tag)} test characters are unknown to the encoder's tokenizer",
                 where=recipe.encoder.name,
-                remedy=f"choose an encoder whose vocabulary covers {language_name(tag)} (for Tibetan: hfl/cino-base-v2)",
+                remedy=f"choose an encoder whose vocabulary covers {language_name(tag)} (Tibetan: hfl/cino-base-v2)",
             )
         if rate > UNKNOWN_WARNING:
             log(f"warning: {rate:.0%} of the {tag} test characters are unknown to the encoder's tokenizer and get lost")

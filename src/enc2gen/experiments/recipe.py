@@ -34,9 +34,12 @@ class EncoderConfig(_Section):
     """The pretrained encoder and what is kept of it."""
 
     name: str = Field(description="Hub name, folder, or embedded:multilingual-e5-small")
-    layers: list[int] | None = Field(default=None, description="encoder layers to keep, all by default (small machines)")
+    layers: list[int] | None = Field(
+        default=None, description="encoder layers to keep, all by default (small machines)"
+    )
     trim_vocabulary: bool = Field(
-        default=False, description="keep only tokens that the training data uses (embedding rows are most of the weights)"
+        default=False,
+        description="keep only tokens that the training data uses (embedding rows are most of the weights)",
     )
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the encoder's dropout rates")
 
@@ -45,9 +48,11 @@ class DatasetConfig(_Section):
     """One corpus with a task's mapping from fields to (source, target)."""
 
     path: str = Field(
-        description="file, folder, hub:owner/name or builtin:localisation; {languages} stands for the recipe's languages"
+        description="file, folder, hub:owner/name or builtin:localisation; {languages}: the recipe's languages"
     )
-    task: str = Field(default="translation", description="translation, summarisation, reading-comprehension, text-to-text")
+    task: str = Field(
+        default="translation", description="translation, summarisation, reading-comprehension, text-to-text"
+    )
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
     split: str = Field(default="train", description="split to read, for Hub data sets")
     dev: str | None = Field(default=None, description="development file; without it, dev_percent of `path`")
@@ -115,7 +120,9 @@ class SystemConfig(_Section):
     """One system to build, train and measure."""
 
     preset: str = Field(default="swcm", description="swcm, random-decoder, base-a, ... (enc2gen doctor lists them)")
-    options: dict[str, Any] = Field(default_factory=dict, description="arguments of from_encoder that replace the preset's")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of from_encoder that replace the preset's"
+    )
     start: str | None = Field(
         default=None, description="trained model (folder or Hub name) to go on from, instead of growing a new one"
     )
@@ -139,7 +146,9 @@ class SystemConfig(_Section):
 class EvaluationConfig(_Section):
     """How systems are measured."""
 
-    metrics: list[str] = Field(default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute")
+    metrics: list[str] = Field(
+        default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute"
+    )
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="search")
     resamples: int = Field(default=1000, ge=100, description="bootstrap resamples of the 95 % intervals")
     limit: int | None = Field(default=None, ge=2, description="evaluate at most so many test examples per language")
@@ -164,7 +173,9 @@ class Recipe(_Section):
     languages: list[str] = Field(min_length=1, description="languages to write (BCP 47)")
     encoder: EncoderConfig = Field(description="the encoder")
     data: DataConfig = Field(description="the corpora")
-    systems: dict[str, SystemConfig] = Field(min_length=1, description="systems by name; the first is published as model/")
+    systems: dict[str, SystemConfig] = Field(
+        min_length=1, description="systems by name; the first is published as model/"
+    )
     pretrain: PretrainConfig | None = Field(default=None, description="pretraining; none by default")
     finetune: StageConfig | None = Field(default=None, description="fine-tuning; none by default")
     evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig, description="measuring")
@@ -183,9 +194,11 @@ class Recipe(_Section):
             raise ValueError("the recipe trains nothing: give pretrain, finetune or both")
         for name, system in self.systems.items():
             if system.start and self.encoder.trim_vocabulary:
-                raise ValueError(f"systems.{name}.start goes with its own vocabulary: set encoder.trim_vocabulary to false")
+                raise ValueError(
+                    f"systems.{name}.start goes with its own vocabulary: set encoder.trim_vocabulary to false"
+                )
             for stage in ("pretrain", "finetune"):
-                self.training(name, stage, system)  # type: ignore[arg-type]
+                self.training(name, stage, system)
         return self
 
     @property
@@ -209,7 +222,9 @@ class Recipe(_Section):
         try:
             return TrainingConfig(**{**section.training.model_dump(), "seed": self.seed, **own})
         except ValidationError as error:
-            raise ValueError(f"systems.{name}.{stage}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from error
+            raise ValueError(
+                f"systems.{name}.{stage}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+            ) from error
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: Sequence[str] = ()) -> Recipe:
@@ -229,9 +244,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: S
     except FileNotFoundError as error:
         raise ConfigError("there is no such recipe", where=str(path), remedy="see recipes/ for examples") from error
     except (UnicodeDecodeError, yaml.YAMLError, OSError) as error:
-        raise ConfigError(f"the recipe is not readable YAML: {error}", where=str(path), remedy="repair the file") from error
+        raise ConfigError(
+            f"the recipe is not readable YAML: {error}", where=str(path), remedy="repair the file"
+        ) from error
     if not isinstance(content, dict):
-        raise ConfigError("the recipe is not a mapping of fields", where=str(path), remedy="see recipes/quickstart.yaml")
+        raise ConfigError(
+            "the recipe is not a mapping of fields", where=str(path), remedy="see recipes/quickstart.yaml"
+        )
     for override in overrides:
         _override(content, override)
     if languages:

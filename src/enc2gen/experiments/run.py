@@ -6,6 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,7 @@ class Run:
             "languages": recipe.languages,
             "encoder": [recipe.encoder.name, recipe.encoder.trim_vocabulary],
         }
-        self._stage(
-            "prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data
-        )
+        self._stage("prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data)
 
     def _build(self) -> None:
         for name, system in self.recipe.systems.items():
@@ -101,7 +100,7 @@ class Run:
             self._stage(
                 f"build-{name}",
                 depends,
-                lambda name=name: systems.build(self.recipe, self.workspace, name, self.log),
+                partial(systems.build, self.recipe, self.workspace, name, self.log),
                 self.workspace.system(name, "initial"),
             )
 
@@ -120,7 +119,7 @@ class Run:
             self._stage(
                 f"{stage}-{name}",
                 depends,
-                lambda name=name: systems.train(self.recipe, self.workspace, name, stage, self.log),
+                partial(systems.train, self.recipe, self.workspace, name, stage, self.log),
                 self.workspace.system(name, stage),
                 everywhere=True,
             )
@@ -140,7 +139,7 @@ class Run:
             self._stage(
                 f"evaluate-{name}",
                 {"model": self._trained_key(name), "evaluate": settings, "seed": self.recipe.seed},
-                lambda name=name: self._evaluate_one(name),
+                partial(self._evaluate_one, name),
             )
         self._stage(
             "evaluate-floors",

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.data.batching import Batch, evaluation_batches
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import Enc2genError, ModelError
@@ -20,7 +21,6 @@ from enc2gen.experiments.recipe import Recipe, StageName
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
-import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
 from enc2gen.training.trainer import Trainer
 
@@ -65,9 +65,7 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     _save(model, workspace, name, recipe, log, getattr(model, "tokenizer", None) or _with_languages(workspace, model))
 
 
-def _go_on(
-    start: str, workspace: Workspace, name: str, recipe: Recipe, log: Log, languages: Sequence[str]
-) -> None:
+def _go_on(start: str, workspace: Workspace, name: str, recipe: Recipe, log: Log, languages: Sequence[str]) -> None:
     """Take a trained model as it is; `ModelError` if it lacks one of the data's languages."""
     generator = Generator.from_pretrained(start, device="cpu")
     if missing := [tag for tag in languages if tag not in generator.languages]:
@@ -106,7 +104,7 @@ def _with_languages(workspace: Workspace, model: PreTrainedModel) -> PreTrainedT
     return tokenizer
 
 
-def _limits(recipe: Recipe) -> dict[str, int]:
+def _limits(recipe: Recipe) -> dict[str, Any]:
     return {"max_source_length": recipe.data.max_source_length, "max_target_length": recipe.data.max_target_length}
 
 
@@ -126,7 +124,9 @@ def validation_sets(data: PreparedData, codec: TextCodec, max_tokens: int | None
     for row in data.examples("dev"):
         rows.setdefault(row["target_language"], []).append(row)
     return {
-        tag: evaluation_batches([encode_pair(codec, row) for row in chosen[:DEV_EXAMPLES]], codec.pad_id, max_tokens or 4096)
+        tag: evaluation_batches(
+            [encode_pair(codec, row) for row in chosen[:DEV_EXAMPLES]], codec.pad_id, max_tokens or 4096
+        )
         for tag, chosen in sorted(rows.items())
     }
 
@@ -139,7 +139,9 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
     """
     section, config = getattr(recipe, stage), recipe.training(name, stage)
     assert section is not None and config is not None
-    before = workspace.system(name, "initial" if stage == "pretrain" or recipe.pretrain is None else FOLDERS["pretrain"])
+    before = workspace.system(
+        name, "initial" if stage == "pretrain" or recipe.pretrain is None else FOLDERS["pretrain"]
+    )
     model = load_system(before)
     codec = codec_for(recipe, before, model)
     data = PreparedData(workspace.data)
@@ -154,7 +156,10 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
         folder,
         new_parameters=fresh.__contains__,
     )
-    log(f"{name}: {stage}, {config.max_steps} steps, learning rate {config.learning_rate:g}, {trainer.precision}; output in {folder}")
+    log(
+        f"{name}: {stage}, {config.max_steps} steps, learning rate {config.learning_rate:g}, {trainer.precision}; "
+        f"output in {folder}"
+    )
     result = trainer.train()
     if result.interrupted:
         raise Interrupted(
@@ -167,13 +172,28 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
         target = workspace.system(name, FOLDERS[stage])
         _replace(model, codec.tokenizer, target, before)
         workspace.write_json(folder / "result.json", _summary(result))
-        log(f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; best loss {result.best_loss}")
+        log(
+            f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; "
+            f"best validation loss {result.best_loss:.3f} at step {result.best_step}"
+            if result.best_loss is not None
+            else f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s"
+        )
     del trainer, model
     gc.collect()
 
 
 def _summary(result: Any) -> dict[str, Any]:
-    names = ("steps", "best_step", "best_loss", "losses", "tokens", "seconds", "tokens_per_second", "stopped_early", "skipped")
+    names = (
+        "steps",
+        "best_step",
+        "best_loss",
+        "losses",
+        "tokens",
+        "seconds",
+        "tokens_per_second",
+        "stopped_early",
+        "skipped",
+    )
     return {name: getattr(result, name) for name in names}
 
 

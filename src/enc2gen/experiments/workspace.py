@@ -53,7 +53,9 @@ class Workspace:
             self.write_json(marker, {"name": self.recipe.name})
             self.write_json(self.root / "recipe.json", self.recipe.model_dump(mode="json"))
         except OSError as error:
-            raise OutputError(f"cannot write: {error.strerror}", where=str(self.root), remedy="check space and rights") from error
+            raise OutputError(
+                f"cannot write: {error.strerror}", where=str(self.root), remedy="check space and rights"
+            ) from error
 
     @property
     def data(self) -> Path:
@@ -133,6 +135,4 @@ class Workspace:
 
     def seconds(self) -> dict[str, float]:
         """Duration of each finished stage."""
-        return {
-            path.stem: self.read_json(path)["seconds"] for path in sorted((self.root / "stages").glob("*.json"))
-        }
+        return {path.stem: self.read_json(path)["seconds"] for path in sorted((self.root / "stages").glob("*.json"))}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.corpora.languages import normalise_language
@@ -165,14 +166,14 @@ class Generator:
         width = max(map(len, sources))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in sources], device=self.model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources], device=self.model.device)
-        output: Any = self.model.generate(  # type: ignore[operator]
+        output: Any = self.model.generate(
             input_ids=ids, attention_mask=mask, decoder_start_token_id=self.languages[target], **arguments
         )
         return output[:, 1:].tolist()
 
 
 def _check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Mapping[str, int]) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(Tensor, model.get_input_embeddings().weight).shape[0]
     where = str(model.config.name_or_path or type(model).__name__)
     remedy = "use the tokenizer that was saved with the model"
     if len(tokenizer) > rows:
@@ -180,4 +181,6 @@ def _check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lang
     vocabulary = tokenizer.get_vocab()
     for tag, index in languages.items():
         if vocabulary.get(f"<{tag}>") != index:
-            raise ModelError(f"the tokenizer does not know the language token <{tag}> as {index}", where=where, remedy=remedy)
+            raise ModelError(
+                f"the tokenizer does not know the language token <{tag}> as {index}", where=where, remedy=remedy
+            )

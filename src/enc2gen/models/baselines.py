@@ -27,7 +27,7 @@ PRESETS.add("swcm-tied", {"sharing": "tied"})
 PRESETS.add("deltalm", {"growth": "deltalm", "insert_every": None})
 """DeltaLM's initialisation (arXiv 2106.13736, section 2.2)."""
 PRESETS.add("random-decoder", {"growth": "standard", "copy": ("embeddings",), "norm_order": "pre"})
-"""The paper's Cino-Transformer (section 5): n standard random layers; pre-norm, the stronger order for random layers."""
+"""The paper's Cino-Transformer (section 5): n standard random layers; pre-norm, their stronger order."""
 PRESETS.add("random-decoder-post-norm", {"growth": "standard", "copy": ("embeddings",)})
 """Cino-Transformer in the encoder's own norm order."""
 PRESETS.add("no-sharing", {"copy": ("embeddings",)})

@@ -122,9 +122,7 @@ def _piece_list(model: Mapping[str, Any]) -> list[str]:
     return pieces
 
 
-def _first_ids(
-    tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], pieces: Sequence[str]
-) -> list[int]:
+def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], pieces: Sequence[str]) -> list[int]:
     """Old ids of special and added tokens and of the unknown piece, ascending."""
     model = state["model"]
     unknown = model["unk_id"] if model["type"] == "Unigram" else model["vocab"].get(model["unk_token"])
@@ -156,9 +154,7 @@ def _ids_of(keep: Iterable[str], pieces: Sequence[str], tokenizer: PreTrainedTok
     return set(found.values())
 
 
-def _required(
-    model: Mapping[str, Any], pieces: Sequence[str], backend: Tokenizer, texts: list[str]
-) -> set[int]:
+def _required(model: Mapping[str, Any], pieces: Sequence[str], backend: Tokenizer, texts: list[str]) -> set[int]:
     """Pieces that need not occur in the split texts but without which texts would be split otherwise."""
     if model["type"] == "Unigram":
         # The score of the unknown piece is derived from the lowest score in the vocabulary. The lone space
@@ -207,9 +203,7 @@ def _is_spelling(piece: str, kind: str, characters: set[str], scripts: set[str])
     return len(core) == 1 and (core in characters or _script(core) in scripts)
 
 
-def _likeliest(
-    model: Mapping[str, Any], pieces: Sequence[str], present: set[int], scripts: set[str]
-) -> list[int]:
+def _likeliest(model: Mapping[str, Any], pieces: Sequence[str], present: set[int], scripts: set[str]) -> list[int]:
     """Other pieces of the scripts seen, likeliest first."""
     kind = model["type"]
     absent = [i for i in range(len(pieces)) if i not in present]

@@ -25,11 +25,11 @@ class SwcmPreTrainedModel(PreTrainedModel):
     config_class = SwcmConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("CustomDecoderLayer", "NormalDecoderLayer")
+    _no_split_modules = ["CustomDecoderLayer", "NormalDecoderLayer"]  # noqa: RUF012 as transformers declares it
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
 
 class SwcmDecoder(SwcmPreTrainedModel):

@@ -37,18 +37,32 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
         loaded = loaded if own else copying.deepcopy(loaded)
         donor_for(loaded.config).keep_layers(loaded, kept)
     plan = plan_layers(
-        donors, growth=options.growth, insert_every=options.insert_every, normal_after_last=options.normal_after_last, normal_layers=options.normal_layers
+        donors,
+        growth=options.growth,
+        insert_every=options.insert_every,
+        normal_after_last=options.normal_after_last,
+        normal_layers=options.normal_layers,
     )
     tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, options.tokenizer, options.languages)
     parts = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy]
-    config = _configure(loaded, plan, parts, options.sharing, options.tie_lm_head, options.norm_order, language_ids, tokenizer, options.dropout)
+    config = _configure(
+        loaded,
+        plan,
+        parts,
+        options.sharing,
+        options.tie_lm_head,
+        options.norm_order,
+        language_ids,
+        tokenizer,
+        options.dropout,
+    )
     device = next(loaded.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(options.seed)
         model = SwcmForConditionalGeneration(config)
         if device.type != "meta" and not options.random_encoder:
             _transfer(model, loaded, fresh_rows)
-    model = model.to(dtype=loaded.dtype)
+    cast(Any, model).to(dtype=loaded.dtype)
     model.tie_weights()
     model.tokenizer = tokenizer
     model.init_report = account(model, _name(encoder), fresh_rows)
@@ -56,6 +70,11 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
     if options.verbose:
         model.init_report.print()
     return model.eval()
+
+
+def table_of(model: PreTrainedModel) -> Tensor:
+    """The word embedding table, `[vocabulary, hidden]`."""
+    return cast(Tensor, model.get_input_embeddings().weight)
 
 
 def _name(encoder: str | os.PathLike[str] | PreTrainedModel) -> str:
@@ -92,7 +111,7 @@ def extend_vocabulary(
         LanguageError: an unknown tag.
     """
     tags = normalise_languages(languages)
-    rows = loaded.get_input_embeddings().weight.shape[0]
+    rows = table_of(loaded).shape[0]
     if tokenizer is None and not isinstance(encoder, PreTrainedModel):
         tokenizer = load_tokenizer(encoder)
     if tokenizer is None:
@@ -124,7 +143,7 @@ def _configure(
 ) -> SwcmConfig:
     donor = donor_for(encoder.config)
     source: Any = copying.deepcopy(encoder.config)
-    rows = max([encoder.get_input_embeddings().weight.shape[0], *(index + 1 for index in language_ids.values())])
+    rows = max([table_of(encoder).shape[0], *(index + 1 for index in language_ids.values())])
     source.vocab_size = rows
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if dropout is not None:
@@ -182,7 +201,7 @@ def _transfer(model: SwcmForConditionalGeneration, encoder: PreTrainedModel, fre
     missing = set(model.encoder.load_state_dict(state, strict=False).missing_keys) - {words}
     if missing:
         raise ModelError(f"the encoder lacks {sorted(missing)[0]} and {len(missing) - 1} other tensors")
-    rows = model.get_input_embeddings().weight
+    rows = table_of(model)
     rows.copy_(fill_rows(table, len(rows), fresh_rows))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     tied = tied_parameters(cast(SwcmConfig, model.config))
@@ -228,13 +247,18 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
             raise ModelError(f"{name} would stay random although nothing in the plan says so", where="init report")
         if source is not None and not _same(tensor, parameters[source], must_share=name in tied):
             raise ModelError(f"{name} was not taken from {source}", where="init report")
-        note = f"{len(fresh_rows)} rows new, for language tokens" if fresh_rows and len(tensor) == config.vocab_size else None
+        note = (
+            f"{len(fresh_rows)} rows new, for language tokens"
+            if fresh_rows and len(tensor) == config.vocab_size
+            else None
+        )
         origin = _origin(name, source is not None, name in tied)
         tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), source, note))
     total = sum(parameter.numel() for parameter in model.parameters())
     plan = [layer.kind if layer.first is None else f"{layer.kind}:{layer.first}" for layer in config.plan]
     plan = [
-        text if layer.first == layer.second else f"{text}+{layer.second}" for text, layer in zip(plan, config.plan, strict=True)
+        text if layer.first == layer.second else f"{text}+{layer.second}"
+        for text, layer in zip(plan, config.plan, strict=True)
     ]
     return InitReport(encoder, plan, tensors, total)
 
@@ -264,7 +288,11 @@ def _fresh_patterns(config: SwcmConfig) -> list[str]:
         if layer.kind == "normal":
             patterns.append(prefix + r"\..+")
             continue
-        for part, names in (("self_attention", "self_attention"), ("cross_attention", "cross_attention"), ("ffn", r"ffn[12]")):
+        for part, names in (
+            ("self_attention", "self_attention"),
+            ("cross_attention", "cross_attention"),
+            ("ffn", r"ffn[12]"),
+        ):
             if part not in parts:
                 patterns.append(rf"{prefix}\.{names}\..+")
             if part not in parts or "norms" not in parts:

@@ -6,7 +6,7 @@ Shapes: B batch, T target length, S source length, H hidden size, A heads, D = H
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         side: Cache = cache.cross_attention_cache if self.is_cross else cache.self_attention_cache
         if self.is_cross and cache.is_updated.get(self.layer_index):
             layer = side.layers[self.layer_index]
-            return layer.keys, layer.values
+            return cast(Any, layer).keys, cast(Any, layer).values
         keys, values = self._split(self.k_proj(states)), self._split(self.v_proj(states))
         keys, values = side.update(keys, values, self.layer_index)
         if self.is_cross:
@@ -186,6 +186,6 @@ class CustomDecoderLayer(DecoderLayer):
 
 
 class NormalDecoderLayer(DecoderLayer):
-    """Self-attention -> cross-attention -> FFN: the standard layer, randomly initialised (arXiv 2502.10852, section 3)."""
+    """Self-attention -> cross-attention -> FFN: the standard layer, random at first (arXiv 2502.10852, section 3)."""
 
     sublayers = ("self_attention", "cross_attention", "ffn")

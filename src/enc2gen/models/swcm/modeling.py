@@ -77,17 +77,19 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             encoder: Hub name, folder, `embedded:multilingual-e5-small`, or a loaded model (which is not changed; on the
                 meta device the result is on the meta device too).
             insert_every: X: a normal layer after every X custom layers; `None` for none (the paper's BASE-A).
-            normal_after_last: True: the paper's depth, n + floor(n / X). False: the released checkpoint's, one layer less
-                where X divides n.
+            normal_after_last: True: the paper's depth, n + floor(n / X). False: the released checkpoint's, one
+                layer less where X divides n.
             normal_layers: `random` (the paper) or `duplicate` (BASE-B: the preceding custom layer again).
-            growth: `swcm`, `deltalm` (arXiv 2106.13736) or `standard` (normal layers only: the paper's Cino-Transformer).
+            growth: `swcm`, `deltalm` (arXiv 2106.13736) or `standard` (normal layers only: Cino-Transformer).
             copy: which parts are taken from the encoder, out of `embeddings`, `self_attention`, `cross_attention`,
                 `ffn`, `norms`. The paper takes all.
             sharing: `copy` at initialisation (the paper) or `tied`: the parameters stay one and the same (our variant).
             tie_lm_head: one parameter for output projection and word embeddings. The released checkpoint's is untied.
             encoder_layers: keep only these encoder layers (small machines); all by default.
-            donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept by default.
-            norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order: for random decoders.
+            donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept
+                ones by default.
+            norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order, which is
+                for random decoders.
             random_encoder: start the encoder from random weights as well (the baseline "everything random").
             languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
             tokenizer: the encoder's; loaded by name where not given. It is copied, not changed.
@@ -180,7 +182,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
                 input_ids, attention_mask, inputs_embeds, token_type_ids, output_attentions, output_hidden_states
             )
         elif isinstance(encoder_outputs, tuple):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
+            encoder_outputs = BaseModelOutput(*cast(Any, encoder_outputs))
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         decoded = self.decoder(
@@ -274,7 +276,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         self.config.default_target_language = language
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         *args: Any,
@@ -304,7 +306,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
                 where="target_language",
                 remedy=f"pass target_language, one of: {', '.join(sorted(self.config.language_ids))}",
             )
-        return super().generate(inputs, *args, **kwargs)
+        return cast(Any, super()).generate(inputs, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Save weights (safetensors), configuration, generation settings, init report and tokenizer where known."""

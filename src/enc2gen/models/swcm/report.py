@@ -52,13 +52,13 @@ class InitReport:
 
     def elements(self) -> dict[str, int]:
         """Number of weights by origin."""
-        totals = dict.fromkeys(ORIGINS, 0)
+        totals: dict[str, int] = {origin: 0 for origin in ORIGINS}
         for tensor in self.tensors:
             size = 1
             for length in tensor.shape:
                 size *= length
             totals[tensor.origin] += size
-        return dict(totals)
+        return totals
 
     def to_dict(self) -> dict[str, object]:
         """JSON form."""
