@@ -118,3 +118,10 @@ def test_unreadable_recipes(tmp_path: Path, text: str) -> None:
 def test_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such recipe"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_the_reference_in_the_docs_is_up_to_date() -> None:
+    from enc2gen.experiments.reference import reference
+
+    written = (ROOT / "docs" / "recipe-reference.md").read_text(encoding="utf-8")
+    assert written == reference(), "run python -m enc2gen.experiments.reference > docs/recipe-reference.md"
