@@ -76,7 +76,7 @@ def test_warm_start_copies_the_encoder_into_both_sides() -> None:
 def test_unknown_preset_and_options() -> None:
     with pytest.raises(ConfigError, match="did you mean 'swcm'"):
         build("swmc")
-    with pytest.raises(ConfigError, match="does not take insert_evry"):
+    with pytest.raises(ConfigError, match="insert_evry=3: Extra inputs"):
         build("swcm", insert_evry=3)
     with pytest.raises(ConfigError, match="does not take growth"):
         build("warm-start", growth="swcm")

@@ -203,7 +203,7 @@ def test_a_failure_at_any_flush_or_rename_leaves_a_whole_checkpoint(tmp_path: Pa
                     assert (
                         "No space left" in str(error)
                         and error.remedy
-                        and "earlier checkpoints are intact" in error.remedy
+                        and "earlier checkpoints and models are intact" in error.remedy
                     )
                     failures += 1
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +90,22 @@ def test_verdict_names_what_could_not_be_compared() -> None:
     assert sentence.endswith("Not comparable, for lack of a value: b.")
     systems["main"]["kk"]["chrf++"] = None
     assert verdict_sentence(metrics, "kk") == "Nothing can be said: chrF++ of main could not be measured."
+
+
+def test_the_printed_command_exists_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`make demo` installs into .venv, which is not on a newcomer's path."""
+    import sys
+
+    from enc2gen.experiments import findings
+
+    monkeypatch.setattr(findings.shutil, "which", lambda name: "/usr/bin/enc2gen")
+    assert findings.command_name() == "enc2gen"
+    monkeypatch.setattr(findings.shutil, "which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / ".venv" / "bin" / "enc2gen"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    assert findings.command_name() == ".venv/bin/enc2gen"
+    script.unlink()
+    assert findings.command_name().endswith("-m enc2gen.cli.main")

@@ -74,3 +74,20 @@ def test_foreign_tokenizer_is_refused(saved: Path) -> None:
     model = SwcmForConditionalGeneration.from_pretrained(saved)
     with pytest.raises(ModelError, match="does not know the language token"):
         Generator(model, tiny_tokenizer())
+
+
+def test_slow_tokenizers_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from enc2gen.encoders import loading
+
+    slow = SimpleNamespace(is_fast=False)
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", lambda name: slow)
+    with pytest.raises(ModelError, match=r"(?s)not a fast tokenizer.*tokenizer\.json"):
+        loading.load_tokenizer(saved)
+
+
+def test_text_longer_than_the_positions_is_cut_and_counted(saved: Path) -> None:
+    generator = Generator.from_pretrained(saved)
+    assert len(generator.generate(["a b c d " * 50], target_language="kk", source_language="en")) == 1
+    assert generator.codec.truncated == 1 and generator.codec.max_source_length == 64

@@ -286,7 +286,8 @@ def test_masked_lm_checkpoint_and_loaded_task_model_are_welcome(tmp_path: Path) 
     ("options", "error", "message"),
     [
         ({"insert_every": 0}, ConfigError, "insert_every=0"),
-        ({"copy": ["attention"]}, ConfigError, "unknown parts to copy"),
+        ({"copy": ["attention"]}, ConfigError, r"copy\.0='attention'(?s:.)*cross_attention"),
+        ({"sharing": "teid", "growth": "deltaml"}, ConfigError, r"growth='deltaml'(?s:.)*sharing='teid'"),
         ({"donor_layers": [9]}, ConfigError, r"donor layers \[9\]"),
         ({"encoder_layers": [3, 1]}, ConfigError, "strictly increasing"),
         ({"encoder_layers": [0, 4]}, ConfigError, "0 to 3"),

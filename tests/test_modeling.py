@@ -170,6 +170,24 @@ def test_generate_needs_a_known_language(model: SwcmForConditionalGeneration) ->
         model.generate(SOURCE)
 
 
+def test_languages_are_normalised_and_one_per_source(model: SwcmForConditionalGeneration) -> None:
+    assert model.generate(SOURCE, target_language="KK", max_new_tokens=2)[0, 0] == model.language_id("kk")
+    with pytest.raises(LanguageError, match="3 target languages for 2 sources"):
+        model.generate(SOURCE, target_language=["kk", "ug", "kk"])
+    from transformers import GenerationConfig
+
+    with pytest.raises(LanguageError, match="no target language"):
+        model.generate(SOURCE, generation_config=GenerationConfig(max_new_tokens=3))
+
+
+def test_init_report_and_positional_save_arguments_survive(model: SwcmForConditionalGeneration, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "a", True)
+    loaded = SwcmForConditionalGeneration.from_pretrained(tmp_path / "a")
+    assert loaded.init_report is not None and loaded.init_report.counts() == model.init_report.counts()
+    loaded.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "init_report.json").read_text() == (tmp_path / "a" / "init_report.json").read_text()
+
+
 def test_default_target_language_survives_saving(model: SwcmForConditionalGeneration, tmp_path: Path) -> None:
     model.set_default_target_language("ug")
     model.generation_config.max_new_tokens = 33
@@ -203,6 +221,8 @@ def test_too_long_source_and_target_are_refused(model: SwcmForConditionalGenerat
         model(input_ids=long, decoder_input_ids=long[:, :3])
     with pytest.raises(ModelError, match=f"positions for {limit}"):
         model(input_ids=long[:, :3], decoder_input_ids=long)
+    with pytest.raises(ModelError, match=f"positions for {limit}"):
+        model.generate(long, target_language="kk")
     fits = torch.full((1, limit), 7)
     assert model(input_ids=fits, decoder_input_ids=fits).logits.shape[1] == limit
 

@@ -72,7 +72,12 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     [
         ({"languages": ["klingonish"]}, "klingonish"),
         ({"systems": {"x": {"preset": "swmc"}}}, "did you mean 'swcm'"),
-        ({"systems": {"x": {"options": {"insert_evry": 3}}}}, "does not take insert_evry"),
+        ({"systems": {"x": {"options": {"insert_evry": 3}}}}, "insert_evry=3: Extra inputs"),
+        ({"systems": {"x": {"options": {"sharing": "teid"}}}}, "sharing='teid'"),
+        ({"systems": {"copy_source": {}}}, "and not copy_source"),
+        ({"systems": {"../x": {}}}, "use letters"),
+        ({"finetune": {"training": {"max_steps": 9, "seed": 3}}}, r"finetune\.training\.seed"),
+        ({"finetune": {"training": {"max_steps": 9}, "batching": {"max_tokens": 100}}}, "one example can take 512"),
         ({"systems": {"x": {"preset": "warm-start", "options": {"insert_every": 3}}}}, "does not take insert_every"),
         ({"systems": {"x": {"pretrain": {"max_steps": 3}}}}, "no pretrain section"),
         ({"systems": {"x": {"finetune": {"max_stps": 3}}}}, "systems.x.finetune"),

@@ -21,6 +21,12 @@ from enc2gen.experiments.recipe import Recipe
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.workspace import Workspace
 
+
+@pytest.fixture(autouse=True)
+def installed_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enc2gen.experiments.findings.command_name", lambda: "enc2gen")
+
+
 TRAINING = {"training": {"max_steps": 20}}
 PAIRS = {
     "kk": [

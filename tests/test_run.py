@@ -113,7 +113,10 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(tmp_path: Path, conte
     pretrained = (root / "systems" / "shared" / "pretrained" / "model.safetensors").stat().st_mtime_ns
     old = weights(root / "systems" / "shared" / "finetuned")
     content["finetune"]["training"] = content["finetune"]["training"] | {"learning_rate": 5e-3}
-    Run(load(tmp_path, content), console()).run(["finetune"])
+    with pytest.raises(OutputError, match=r"(?s)finetune: .*other settings.*--overwrite"):
+        Run(load(tmp_path, content), console()).run(["finetune"])
+    assert weights(root / "systems" / "shared" / "finetuned") == old
+    Run(load(tmp_path, content), console(), overwrite=True).run(["finetune"])
     assert (root / "systems" / "shared" / "pretrained" / "model.safetensors").stat().st_mtime_ns == pretrained
     assert weights(root / "systems" / "shared" / "finetuned") != old
 
@@ -193,6 +196,35 @@ def test_unknown_language_in_the_data_is_named(tmp_path: Path, content: dict[str
     }  # fmt: skip
     with pytest.raises(LanguageError, match=r"pairs\.tsv, record \d+"):
         Run(load(tmp_path, content), console()).run(["prepare"])
+
+
+def test_both_directions_of_a_pair_are_on_the_same_side(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["languages"] = ["kk", "en"]
+    content["data"]["datasets"][0]["fields"] |= {"directions": "both"}
+    root = Run(load(tmp_path, content), console()).run(["prepare"])
+    from enc2gen.experiments.prepare import PreparedData
+
+    data = PreparedData(root / "data")
+    train = {text for row in data.examples("train") for text in (row["source"], row["target"])}
+    assert not train & {text for row in data.examples("test") for text in (row["source"], row["target"])}
+
+
+def test_lengths_beyond_the_encoders_positions_are_refused_before_anything_is_read(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    content["data"]["max_source_length"] = 65
+    with pytest.raises(ConfigError, match=r"max_source_length(?s:.)*positions for 64"):
+        Run(load(tmp_path, content), console()).run(["prepare"])
+
+
+def test_a_changed_encoder_folder_is_noticed(tmp_path: Path, content: dict[str, Any], encoder_folder: Path) -> None:
+    from conftest import tiny_encoder
+
+    root = Run(load(tmp_path, content), console()).run(["build"])
+    before = weights(root / "systems" / "shared" / "initial")
+    tiny_encoder(seed=9).save_pretrained(encoder_folder)
+    Run(load(tmp_path, content), console()).run(["build"])
+    assert weights(root / "systems" / "shared" / "initial") != before
 
 
 def test_foreign_output_folder_is_refused_and_left_alone(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -38,6 +38,19 @@ def read_lines(path: Path | None) -> list[str]:
     return lines
 
 
+def _check_writable(path: Path) -> None:
+    """Find out before the work, not after it, that `path` cannot be written; an existing file is left as it is."""
+    try:
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write: {error.strerror}", where=str(path), remedy="check folder and rights"
+        ) from error
+
+
 def generate_lines(
     model: str,
     target_language: str | None,
@@ -50,7 +63,11 @@ def generate_lines(
 ) -> None:
     """Load `model`, write one output line per input line, in order; an empty line stays empty."""
     lines = read_lines(input_file)
+    if output_file is not None:
+        _check_writable(output_file)
     generator = Generator.from_pretrained(model)
+    if generator.source_language(source_language) is None and len(generator.languages) > 1:
+        errors.print("note: no --from language; this model was trained with one on every source", highlight=False)
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=sum(1 for line in lines if line.strip()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,11 +36,20 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Replace one setting: section.key=value. Repeatable.")
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run instead of the recipe's.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace training in the folder that was done with other settings.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.")]
 
 
 def _run(
-    recipe: Path, languages: str | None, settings: list[str] | None, output: Path | None, seed: int | None, stage: str
+    recipe: Path,
+    languages: str | None,
+    settings: list[str] | None,
+    output: Path | None,
+    seed: int | None,
+    overwrite: bool,
+    stage: str,
 ) -> None:
     from enc2gen.experiments.recipe import load_recipe
     from enc2gen.experiments.run import STAGES, Run
@@ -52,9 +62,26 @@ def _run(
     tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
     loaded = load_recipe(recipe, overrides, languages=tags)
     stages = STAGES if stage == "report" else STAGES[: STAGES.index(stage) + 1]
-    folder = Run(loaded, console).run(stages)
+    folder = Run(loaded, console, overwrite=overwrite).run(stages)
     if stage != "report":
         console.print(f"{stage} done; output in {folder}", highlight=False, markup=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from enc2gen import __version__
+
+        print(f"enc2gen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -64,6 +91,7 @@ def run(
     settings: Settings = None,
     output: Output = None,
     seed: Seed = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")
     ] = False,
@@ -79,7 +107,7 @@ def run(
         ]
         print_plan(recipe, overrides, languages, console)
         return
-    _run(recipe, languages, settings, output, seed, "report")
+    _run(recipe, languages, settings, output, seed, overwrite, "report")
 
 
 def _add_stage(stage: str, text: str) -> None:
@@ -89,8 +117,9 @@ def _add_stage(stage: str, text: str) -> None:
         settings: Settings = None,
         output: Output = None,
         seed: Seed = None,
+        overwrite: Overwrite = False,
     ) -> None:
-        _run(recipe, languages, settings, output, seed, stage)
+        _run(recipe, languages, settings, output, seed, overwrite, stage)
 
     app.command(stage, help=text)(verb)
 
@@ -165,7 +194,8 @@ def _tune_allocator() -> None:
     """Start this process again with a better allocator setting, where glibc is used and nothing is set yet."""
     if sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR) and sys.argv[1:2] != ["--help"]:
         os.environ.update(_ALLOCATOR)
-        os.execv(sys.executable, [sys.executable, "-m", "enc2gen.cli.main", *sys.argv[1:]])
+        # -P: the current folder stays off the import path, as with the installed command
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "enc2gen.cli.main", *sys.argv[1:]])
 
 
 def main() -> None:
@@ -173,7 +203,7 @@ def main() -> None:
     _tune_allocator()
     _quiet_libraries()
     try:
-        status: Any = app(standalone_mode=False)
+        status: Any = app(standalone_mode=False, prog_name="enc2gen")
     except Enc2genError as error:
         from enc2gen.experiments.systems import Interrupted
 
@@ -212,9 +242,9 @@ def main() -> None:
 
 
 def _command() -> str:
-    import shlex
+    from enc2gen.experiments.findings import command_name
 
-    return shlex.join(["enc2gen", *sys.argv[1:]])
+    return f"{command_name()} {shlex.join(sys.argv[1:])}"
 
 
 if __name__ == "__main__":

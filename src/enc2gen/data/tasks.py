@@ -11,7 +11,8 @@ import string
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,7 +26,8 @@ from enc2gen.registry import Registry
 class Example:
     """One thing to learn: write `target` in `target_language`, given `source`.
 
-    `references` are all accepted targets, the first of them `target`; every task fills them.
+    `references` are all accepted targets, the first of them `target`; every task fills them. `group` is what
+    decides train, dev or test: both directions of a pair share it, so that neither gives away the other.
     """
 
     source: str
@@ -34,6 +36,7 @@ class Example:
     target_language: str
     references: tuple[str, ...] = ()
     objective: str = "translation"
+    group: str = dataclass_field(default="", compare=False)
 
 
 class _Record:
@@ -275,7 +278,7 @@ class Task(ABC, Generic[ConfigT]):
         return tuple(dict.fromkeys(targets))
 
     def _example(self, source: str, targets: tuple[str, ...], read: str | None, write: str) -> Example:
-        return Example(source, targets[0] if targets else "", read, write, targets, self.name)
+        return Example(source, targets[0] if targets else "", read, write, targets, self.name, group=source)
 
 
 TASKS: Registry[type[Task[Any]]] = Registry("task")
@@ -311,7 +314,8 @@ class Translation(Task[TranslationConfig]):
             yield self._example(source, targets, read, write)
         if config.directions != "forward":
             target = targets[0] if targets else ""
-            yield self._example(target, (source,) if source else (), write, read)
+            reverse = self._example(target, (source,) if source else (), write, read)
+            yield replace(reverse, group=source) if config.directions == "both" else reverse
 
 
 @TASKS.register("summarisation")

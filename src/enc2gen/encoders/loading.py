@@ -83,6 +83,13 @@ def _load_checkpoint(name: str) -> PreTrainedModel:
     return cast(PreTrainedModel, model.eval())
 
 
+def encoder_positions(name: str) -> int:
+    """Longest sequence in tokens that the encoder `name` has positions for; raises as `load_encoder`."""
+    if name.startswith(EMBEDDED_PREFIX):
+        return EMBEDDED.get(name.removeprefix(EMBEDDED_PREFIX), where=name).max_positions
+    return donor_for(_load_config(name)).max_positions
+
+
 def _load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -22,14 +22,11 @@ from enc2gen.evaluation.source_use import (
 )
 from enc2gen.experiments.encoding import encode_pair
 from enc2gen.experiments.prepare import PreparedData
-from enc2gen.experiments.recipe import Recipe
+from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.systems import codec_for, final_folder, load_system
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.generator import Generator
 from enc2gen.tokenization.tokenizer import TextCodec
-
-FLOORS = ("copy_source", "best_constant")
-"""Systems without a model, scored beside the trained ones."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
     """
     folder = final_folder(recipe, workspace, name)
     model = load_system(folder)
+    model = cast(Any, model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     codec = codec_for(recipe, folder, model)
     generator = Generator(model, codec.tokenizer, max_source_length=recipe.data.max_source_length)
     lines, by_language, use = [], {}, {}

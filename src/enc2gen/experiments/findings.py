@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,11 +224,22 @@ def choose_samples(outputs: Mapping[str, Sequence[Sample]], count: int, seed: in
     return chosen
 
 
+def command_name() -> str:
+    """How this installation's command is called from here: `enc2gen` where it is on the path, else its file."""
+    if shutil.which("enc2gen"):
+        return "enc2gen"
+    script = Path(sys.executable).with_name("enc2gen")
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m enc2gen.cli.main"
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
+
+
 def generate_command(recipe: Recipe, workspace: Workspace, outputs: Mapping[str, Sequence[Sample]]) -> str:
     """A command that generates with the run's model, ready to paste, with a short real test source."""
     language = recipe.languages[0]
     model = shlex.quote(str(workspace.root / "model"))
-    generate = f"enc2gen generate {model} --to {language}"
+    generate = f"{command_name()} generate {model} --to {language}"
     sources = [sample.source for sample in outputs.get(language, ())]
     usable = [s for s in sources if s == s.strip() and "\n" not in s and "\\" not in s and s[:1] not in ("", "-")]
     short = [source for source in usable if len(source) <= LONGEST_EXAMPLE]

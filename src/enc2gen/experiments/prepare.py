@@ -17,8 +17,8 @@ from enc2gen.corpora.builtin import split_of
 from enc2gen.corpora.languages import language_name, normalise_language
 from enc2gen.corpora.readers import read_records
 from enc2gen.data.tasks import Example, build_task
-from enc2gen.encoders.loading import load_tokenizer
-from enc2gen.errors import DataError
+from enc2gen.encoders.loading import encoder_positions, load_tokenizer
+from enc2gen.errors import ConfigError, DataError
 from enc2gen.experiments.recipe import DatasetConfig, MonolingualConfig, Recipe
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.tokenization.vocabulary import trim_vocabulary, unknown_rate
@@ -65,13 +65,17 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     Raises:
         DataError: a corpus is missing, empty or does not fit its mapping; or nothing is left to train on or test with.
     """
+    _check_lengths(recipe)
     counts: Counter[tuple[str, str]] = Counter()
+    by_source: Counter[tuple[str | None, str]] = Counter()
     workspace.data.mkdir(parents=True, exist_ok=True)
     writers = {split: _Writer(workspace.data / f"{split}.parquet", _EXAMPLE) for split in SPLITS}
     for dataset in recipe.data.datasets:
         for split, example in _grouped(_split_examples(dataset, recipe)):
             counts[split, example.target_language] += 1
-            writers[split].add({**asdict(example), "stages": list(dataset.stages)})
+            by_source[example.source_language, example.target_language] += split == "test"
+            row = {name: value for name, value in asdict(example).items() if name != "group"}
+            writers[split].add({**row, "stages": list(dataset.stages)})
     for writer in writers.values():
         writer.close()
     texts = _Writer(workspace.data / "monolingual.parquet", _TEXT)
@@ -79,7 +83,7 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
         counts["monolingual", language] += 1
         texts.add({"text": text, "language": language})
     texts.close()
-    _check_counts(recipe, counts)
+    _check_counts(recipe, counts, by_source)
     tags = _languages(recipe, PreparedData(workspace.data))
     vocabulary = _build_tokenizer(recipe, workspace, log)
     summary: dict[str, Any] = {
@@ -97,18 +101,20 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
         log(f"vocabulary: {vocabulary['tokens_before']:,} tokens trimmed to {vocabulary['tokens']:,}")
 
 
-def data_fingerprint(recipe: Recipe) -> list[dict[str, Any]]:
-    """Size and time of every local file the recipe reads, so that changed data is prepared again."""
-    paths = [p for d in recipe.data.datasets for p in (d.path, d.dev, d.test) if p] + [
-        m.path for m in recipe.data.monolingual
-    ]
+def fingerprint(*names: str) -> list[dict[str, Any]]:
+    """Size and time of every local file under these names, so that what depends on changed files is done again."""
     files: list[Path] = []
-    for name in paths:
-        path = Path(name)
+    for path in map(Path, names):
         files += (
             sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
         )
     return [{"file": str(f), "bytes": f.stat().st_size, "modified": f.stat().st_mtime_ns} for f in files]
+
+
+def data_files(recipe: Recipe) -> list[str]:
+    """Names of everything the recipe reads text from."""
+    named = [path for d in recipe.data.datasets for path in (d.path, d.dev, d.test) if path is not None]
+    return named + [corpus.path for corpus in recipe.data.monolingual]
 
 
 class _Writer:
@@ -151,7 +157,7 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
     records = islice(read_records(_expand(dataset.path, recipe), split=dataset.split), dataset.limit)
     for example in task.examples(records, where=dataset.path):
         split = split_of(
-            example.source,
+            example.group,
             dev_percent=0 if dataset.dev else dataset.dev_percent,
             test_percent=0 if dataset.test else dataset.test_percent,
         )
@@ -197,7 +203,26 @@ def _corpus_texts(corpus: MonolingualConfig, recipe: Recipe) -> Iterator[tuple[s
             yield text, fixed or normalise_language(str(record[str(corpus.language_field)]), where=corpus.path)
 
 
-def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]]) -> None:
+def _check_lengths(recipe: Recipe) -> None:
+    """Refuse length limits that the encoder has no positions for."""
+    positions = encoder_positions(recipe.encoder.name)
+    for name in ("max_source_length", "max_target_length"):
+        if getattr(recipe.data, name) > positions:
+            raise ConfigError(
+                f"{getattr(recipe.data, name)} tokens, but {recipe.encoder.name} has positions for {positions}",
+                where=f"data.{name}",
+                remedy=f"set it to {positions} or less",
+            )
+
+
+def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]], by_source: Counter[tuple[str | None, str]]) -> None:
+    for (source, target), found in by_source.items():
+        if target in recipe.languages and found == 1:
+            raise DataError(
+                f"there is one test example only from {source} to {target}",
+                where="data.datasets",
+                remedy="raise test_percent: the shuffled-source control needs two or more",
+            )
     for tag in recipe.languages:
         for split in ("train", "test"):
             least = 1 if split == "train" else 2

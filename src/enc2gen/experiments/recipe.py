@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +22,14 @@ from enc2gen.data.tasks import build_task
 from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.generation.generator import DecodingConfig
-from enc2gen.models.baselines import PRESETS, unknown_options
+from enc2gen.models.baselines import PRESETS, check_options
 from enc2gen.training.config import TrainingConfig
 
+FLOORS = ("copy_source", "best_constant")
+"""Systems without a model, which every run scores beside its own."""
+
 StageName = Literal["pretrain", "finetune"]
+STAGE_NAMES: tuple[StageName, ...] = ("pretrain", "finetune")
 
 
 class _Section(BaseModel):
@@ -138,8 +144,10 @@ class SystemConfig(_Section):
 
     @model_validator(mode="after")
     def _options_exist(self) -> SystemConfig:
-        if unknown := unknown_options(self.preset, self.options):
-            raise ValueError(f"options: the preset {self.preset!r} does not take {', '.join(unknown)}")
+        try:
+            check_options(self.preset, self.options)
+        except Enc2genError as error:
+            raise ValueError(error.what) from error
         return self
 
 
@@ -192,12 +200,28 @@ class Recipe(_Section):
     def _trains_something(self) -> Recipe:
         if self.pretrain is None and self.finetune is None:
             raise ValueError("the recipe trains nothing: give pretrain, finetune or both")
+        longest = self.data.max_source_length + self.data.max_target_length
+        for stage in STAGE_NAMES:
+            section: StageConfig | None = getattr(self, stage)
+            if section is None:
+                continue
+            if section.batching.max_tokens is not None and section.batching.max_tokens < longest:
+                raise ValueError(
+                    f"{stage}.batching.max_tokens is {section.batching.max_tokens}, but one example can take {longest} "
+                    "tokens (max_source_length + max_target_length)"
+                )
+            if "seed" in section.training.model_fields_set:
+                raise ValueError(f"{stage}.training.seed: the recipe's own seed is used; set that")
         for name, system in self.systems.items():
+            if not re.fullmatch(r"[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*", name) or name in FLOORS:
+                raise ValueError(
+                    f"systems.{name}: use letters, digits, '-', '_' and '.', and not {' or '.join(FLOORS)}"
+                )
             if system.start and self.encoder.trim_vocabulary:
                 raise ValueError(
                     f"systems.{name}.start goes with its own vocabulary: set encoder.trim_vocabulary to false"
                 )
-            for stage in ("pretrain", "finetune"):
+            for stage in STAGE_NAMES:
                 self.training(name, stage, system)
         return self
 
@@ -223,7 +247,7 @@ class Recipe(_Section):
             return TrainingConfig(**{**section.training.model_dump(), "seed": self.seed, **own})
         except ValidationError as error:
             raise ValueError(
-                f"systems.{name}.{stage}: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+                "; ".join(f"systems.{name}.{stage}.{line}" for line in _problems(error, TrainingConfig))
             ) from error
 
 
@@ -278,20 +302,26 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _all_problems(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown field" + _suggestion(problem["loc"])
-        lines.append(f"{place}: {message}")
+    lines = _problems(error, Recipe)
     count = len(lines)
     return f"{count} problem{'s' if count > 1 else ''}\n  " + "\n  ".join(lines)
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
+def _problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each problem with its place in `model`, and the closest name for an unknown field."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"]) or model.__name__.lower()
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown field" + _suggestion(problem["loc"], model)
+        lines.append(f"{place}: {message}")
+    return lines
+
+
+def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """`, did you mean ...?` from the fields of the section that `location` lies in."""
-    section: Any = Recipe
+    section: Any = model
     for part in location[:-1]:
         section = _child(section, part)
         if section is None:
@@ -301,8 +331,6 @@ def _suggestion(location: tuple[int | str, ...]) -> str:
 
 
 def _child(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
-    import typing
-
     if isinstance(part, int) or part not in section.model_fields:
         return section  # an index into a list, or a key of a mapping: the item's model is the section already
     pending = [section.model_fields[part].annotation]

@@ -20,7 +20,7 @@ from enc2gen import __version__
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments import systems
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
-from enc2gen.experiments.prepare import data_fingerprint, prepare
+from enc2gen.experiments.prepare import data_files, fingerprint, prepare
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.workspace import Workspace
@@ -35,13 +35,14 @@ class Run:
     Args:
         recipe: what to do.
         console: where progress goes.
+        overwrite: replace training that was done with other settings.
     """
 
-    def __init__(self, recipe: Recipe, console: Console) -> None:
+    def __init__(self, recipe: Recipe, console: Console, *, overwrite: bool = False) -> None:
         self.recipe, self.console = recipe, console
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
         datasets.disable_progress_bars()
-        self.workspace = Workspace(recipe)
+        self.workspace = Workspace(recipe, overwrite=overwrite)
         if not self.workspace.processes.is_main_process:
             self.console = Console(quiet=True)
         self.keys: dict[str, str] = {}
@@ -54,6 +55,7 @@ class Run:
         """
         last = max(STAGES.index(stage) for stage in stages)
         with locked_folder(self.workspace.root) if self.workspace.processes.is_main_process else nullcontext():
+            self.workspace.record_recipe()
             for stage in STAGES[: last + 1]:
                 getattr(self, f"_{stage}")()
         return self.workspace.root
@@ -83,7 +85,7 @@ class Run:
         depends = {
             "version": __version__,
             "data": recipe.data.model_dump(mode="json"),
-            "files": data_fingerprint(recipe),
+            "files": fingerprint(*data_files(recipe), recipe.encoder.name),
             "languages": recipe.languages,
             "encoder": [recipe.encoder.name, recipe.encoder.trim_vocabulary],
         }
@@ -94,6 +96,7 @@ class Run:
             depends = {
                 "prepare": self.keys["prepare"],
                 "system": [system.preset, system.options, system.start],
+                "start": fingerprint(system.start) if system.start else [],
                 "encoder": self.recipe.encoder.model_dump(mode="json"),
                 "seed": self.recipe.seed,
             }

@@ -21,7 +21,9 @@ from enc2gen.experiments.recipe import Recipe, StageName
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
+from enc2gen.models.swcm.report import REPORT_FILE
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
+from enc2gen.training.checkpoint import writing
 from enc2gen.training.trainer import Trainer
 
 Log = Callable[[str], None]
@@ -47,10 +49,9 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     encoder = load_encoder(recipe.encoder.name, rows=summary["vocabulary"]["kept_ids"])
     encoder.config.name_or_path = recipe.encoder.name
     options = dict(system.options)
-    if system.preset != "warm-start":
-        for key, value in (("encoder_layers", recipe.encoder.layers), ("dropout", recipe.encoder.dropout)):
-            if value is not None:
-                options.setdefault(key, value)
+    for key, value in (("encoder_layers", recipe.encoder.layers), ("dropout", recipe.encoder.dropout)):
+        if value is not None:
+            options.setdefault(key, value)
     tokenizer = load_tokenizer(workspace.tokenizer)
     model = build_system(
         system.preset,
@@ -93,8 +94,11 @@ def _save(
         model.config.default_target_language = recipe.languages[0]
         model.generation_config.decoder_start_token_id = model.config.languages[recipe.languages[0]]
     folder = workspace.system(name, "initial")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if (report := getattr(model, "init_report", None)) is not None:
+            report.save(folder / REPORT_FILE)
     log(f"{name}: {model.num_parameters():,} parameters; outputs are limited to {limit} tokens, learnt from the data")
 
 
@@ -146,7 +150,7 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
     codec = codec_for(recipe, before, model)
     data = PreparedData(workspace.data)
     stream = training_stream(stage, section, data.examples("train"), data.texts(), codec, seed=recipe.seed)
-    fresh = _fresh_parameters(before, workspace.system(name, "initial"))
+    fresh = _fresh_parameters(workspace.system(name, "initial"))
     folder = workspace.system(name, stage)
     trainer = Trainer(
         model,
@@ -167,10 +171,10 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
         )
     if trainer.accelerator.is_main_process:
         if codec.truncated:
-            log(f"{name}: {codec.truncated:,} texts were cut to the length limits")
+            log(f"{name}: texts were cut to the length limits {codec.truncated:,} times")
         model.generation_config = GenerationConfig.from_pretrained(before)
         target = workspace.system(name, FOLDERS[stage])
-        _replace(model, codec.tokenizer, target, before)
+        _replace(model, codec.tokenizer, target)
         workspace.write_json(folder / "result.json", _summary(result))
         log(
             f"{name}: {stage} took {result.seconds:.0f} s, {result.tokens_per_second:,.0f} tokens/s; "
@@ -197,25 +201,23 @@ def _summary(result: Any) -> dict[str, Any]:
     return {name: getattr(result, name) for name in names}
 
 
-def _fresh_parameters(before: Path, initial: Path) -> set[str]:
+def _fresh_parameters(initial: Path) -> set[str]:
     """Names of randomly initialised parameters, from the init report where there is one."""
-    report = initial / "init_report.json"
+    report = initial / REPORT_FILE
     if not report.exists():
         return set()
     tensors = json.loads(report.read_text(encoding="utf-8"))["tensors"]
     return {tensor["name"] for tensor in tensors if tensor["origin"] in ("random", "constant")}
 
 
-def _replace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path, before: Path) -> None:
+def _replace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     """Write a model folder whole, then put it in the place of an older one."""
     temporary = target.with_name(f".{target.name}.tmp")
     if temporary.exists():
         shutil.rmtree(temporary)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    report = before / "init_report.json"
-    if report.exists():
-        shutil.copy2(report, temporary / report.name)
+    with writing(target):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)

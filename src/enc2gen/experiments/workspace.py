@@ -27,13 +27,15 @@ class Workspace:
 
     Args:
         recipe: of the run.
+        overwrite: replace training that was done with other settings, instead of refusing.
 
     Raises:
         OutputError: the folder holds something else than a run, or cannot be written.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, *, overwrite: bool = False) -> None:
         self.recipe = recipe
+        self.overwrite = overwrite
         self.root = recipe.folder
         self.processes = PartialState()
         if self.processes.is_main_process:
@@ -51,11 +53,15 @@ class Workspace:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.write_json(marker, {"name": self.recipe.name})
-            self.write_json(self.root / "recipe.json", self.recipe.model_dump(mode="json"))
         except OSError as error:
             raise OutputError(
                 f"cannot write: {error.strerror}", where=str(self.root), remedy="check space and rights"
             ) from error
+
+    def record_recipe(self) -> None:
+        """Keep the resolved recipe beside the results."""
+        if self.processes.is_main_process:
+            self.write_json(self.root / "recipe.json", self.recipe.model_dump(mode="json"))
 
     @property
     def data(self) -> Path:
@@ -129,6 +135,12 @@ class Workspace:
     def _begin(self, stage: str, key: str, folder: Path | None) -> None:
         started = self.root / "stages" / f"{stage}.started"
         if folder is not None and folder.exists() and (not started.exists() or started.read_text() != key):
+            if (folder / "checkpoints").exists() and not self.overwrite:
+                raise OutputError(
+                    "this folder holds training with other settings, data or seed",
+                    where=str(folder),
+                    remedy="choose another folder with --output, or replace it with --overwrite",
+                )
             shutil.rmtree(folder)
         started.parent.mkdir(exist_ok=True)
         started.write_text(key)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.corpora.languages import normalise_language
+from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_tokenizer
 from enc2gen.errors import CheckpointError, LanguageError, ModelError
 from enc2gen.tokenization.tokenizer import TextCodec
@@ -64,7 +66,7 @@ class Generator:
         languages: Mapping[str, int] = getattr(model.config, "languages", None) or {}
         _check_pair(model, tokenizer, languages)
         self.model, self.tokenizer, self.languages = model.eval(), tokenizer, dict(languages)
-        limit = max_source_length or min(512, tokenizer.model_max_length)
+        limit = min(max_source_length or 512, tokenizer.model_max_length, _positions(model))
         self.codec = TextCodec(tokenizer, self.languages, max_source_length=limit, max_target_length=limit)
 
     @classmethod
@@ -75,6 +77,7 @@ class Generator:
             CheckpointError: not a model of this kind, or truncated.
         """
         name = os.fspath(path)
+        transformers.logging.disable_progress_bar()  # ours is the only progress shown
         if not Path(name).exists() and name.count("/") != 1:
             raise CheckpointError("there is no such model folder", where=name, remedy="check the path")
         try:
@@ -170,6 +173,13 @@ class Generator:
             input_ids=ids, attention_mask=mask, decoder_start_token_id=self.languages[target], **arguments
         )
         return output[:, 1:].tolist()
+
+
+def _positions(model: PreTrainedModel) -> int:
+    """Longest source, in tokens, that the model's encoder has positions for."""
+    config: Any = model.config
+    encoder = getattr(config, "encoder_config", None) or getattr(config, "encoder", None)
+    return donor_for(encoder).max_positions if encoder is not None else 512
 
 
 def _check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Mapping[str, int]) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_encoder
-from enc2gen.errors import ConfigError
-from enc2gen.models.swcm.configuration import GrowthOptions
+from enc2gen.errors import ConfigError, ModelError
+from enc2gen.models.swcm.configuration import growth_options
 from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, extend_vocabulary, fill_rows
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
+from enc2gen.models.swcm.report import InitReport, TensorOrigin
 from enc2gen.registry import Registry
 
 Options = Mapping[str, Any]
+
+WARM_START_OPTIONS = {"encoder_layers", "dropout"}
+"""Options of the preset `warm-start`."""
 
 PRESETS: Registry[Options] = Registry("system preset")
 PRESETS.add("swcm", {})
@@ -61,19 +68,25 @@ def build_system(
         ConfigError: unknown preset, or options that it does not have.
     """
     chosen = {**PRESETS.get(preset), **(options or {})}
-    if unknown := unknown_options(preset, chosen):
-        raise ConfigError(f"the preset {preset!r} does not take {', '.join(unknown)}", where="options")
+    check_options(preset, chosen)
     if preset == "warm-start":
-        return warm_start(encoder, tokenizer=tokenizer, languages=languages, seed=seed)
+        return warm_start(encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen)
     return SwcmForConditionalGeneration.from_encoder(
         encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen
     )
 
 
-def unknown_options(preset: str, options: Options) -> list[str]:
-    """Names in `options` that `build_system` cannot take for this preset."""
-    settable = {field.name for field in fields(GrowthOptions)} - {"languages", "tokenizer", "seed", "verbose"}
-    return sorted(set(options) - (set() if preset == "warm-start" else settable))
+def check_options(preset: str, options: Options) -> None:
+    """Raise `ConfigError` unless `build_system` can take `options` for this preset; all mistakes are listed."""
+    if preset == "warm-start":
+        if unknown := sorted(set(options) - WARM_START_OPTIONS):
+            raise ConfigError(f"the preset 'warm-start' does not take {', '.join(unknown)}", where="options")
+        return
+    if reserved := sorted(set(options) & {"languages", "tokenizer", "seed", "verbose"}):
+        raise ConfigError(f"{', '.join(reserved)} cannot be set here", where="options")
+    parameters = inspect.signature(SwcmForConditionalGeneration.from_encoder).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    growth_options({**defaults, **PRESETS.get(preset), **options})
 
 
 def warm_start(
@@ -82,32 +95,68 @@ def warm_start(
     tokenizer: PreTrainedTokenizerBase | None,
     languages: Sequence[str],
     seed: int,
+    encoder_layers: Sequence[int] | None = None,
+    dropout: float | None = None,
+    verbose: bool = True,
 ) -> EncoderDecoderModel:
     """transformers' `EncoderDecoderModel` with both sides from `encoder` and language tokens added.
 
     Cross-attention and the head's transform stay random, and there are two embedding tables: what a user of
     transformers gets (transformers 5 ignores `tie_encoder_decoder`).
+
+    Raises:
+        ModelError: a tensor of the encoder found no place.
     """
     loaded = load_encoder(encoder)
+    if encoder_layers is not None:
+        loaded = copy.deepcopy(loaded)
+        donor_for(loaded.config).keep_layers(loaded, list(encoder_layers))
     tokenizer, ids, fresh_rows = extend_vocabulary(encoder, loaded, tokenizer, languages)
-    state = dict(loaded.state_dict())
-    config = loaded.config.from_dict(loaded.config.to_dict())
-    decoder_config = loaded.config.from_dict(
-        loaded.config.to_dict() | {"is_decoder": True, "add_cross_attention": True, "use_cache": True}
-    )
-    name = next(name for name, tensor in loaded.named_parameters() if tensor is loaded.get_input_embeddings().weight)
+    words = donor_for(loaded.config).word_embeddings()
+    state = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("pooler.")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state[name] = fill_rows(state[name], max([len(state[name]), *(i + 1 for i in ids.values())]), fresh_rows)
-        config.vocab_size = decoder_config.vocab_size = len(state[name])
-        own = type(loaded)(config, add_pooling_layer=False)
-        own.load_state_dict(state, strict=False)
-        decoder = AutoModelForCausalLM.from_config(decoder_config)
-        decoder.base_model.load_state_dict(state, strict=False)
+        state[words] = fill_rows(state[words], max([len(state[words]), *(i + 1 for i in ids.values())]), fresh_rows)
+        settings = loaded.config.to_dict() | {"vocab_size": len(state[words])}
+        if dropout is not None:
+            settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        config = loaded.config.from_dict(settings)
+        own = cast(Any, type(loaded))(config, add_pooling_layer=False)
+        decoder = AutoModelForCausalLM.from_config(
+            config.from_dict(settings | {"is_decoder": True, "add_cross_attention": True, "use_cache": True})
+        )
+        for side in (own, decoder.base_model):
+            if unplaced := side.load_state_dict(state, strict=False).unexpected_keys:
+                raise ModelError(f"{unplaced[0]} found no place in transformers' EncoderDecoderModel")
         model = EncoderDecoderModel(encoder=own, decoder=decoder)
     model.config.languages = ids
     generation = model.generation_config
     generation.pad_token_id = model.config.pad_token_id = config.pad_token_id
-    generation.eos_token_id = cast(Any, tokenizer).eos_token_id if tokenizer is not None else config.eos_token_id
+    generation.eos_token_id = tokenizer.eos_token_id if tokenizer is not None else config.eos_token_id
     generation.max_length, generation.max_new_tokens = None, MAX_NEW_TOKENS
+    report = _warm_start_report(model, state, str(loaded.config.name_or_path or "encoder"))
+    model.init_report = cast(Any, report)
+    if verbose:
+        report.print()
     return model.eval()
+
+
+def _warm_start_report(model: EncoderDecoderModel, state: Mapping[str, Tensor], encoder: str) -> InitReport:
+    """Origins by value: a decoder tensor is copied if it equals the encoder's tensor of the same name."""
+    prefix = f"decoder.{model.decoder.base_model_prefix}."
+    tensors = []
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        if not name.startswith("decoder."):
+            continue
+        source = state.get(name.removeprefix(prefix))
+        if source is not None and torch.equal(tensor, source):
+            tensors.append(TensorOrigin(name, "copied", tuple(tensor.shape), name.removeprefix(prefix)))
+        elif tensor is model.decoder.get_input_embeddings().weight:
+            tensors.append(
+                TensorOrigin(name, "tied", tuple(tensor.shape), prefix + "embeddings.word_embeddings.weight")
+            )
+        else:
+            constant = name.endswith(".bias") or "norm" in name.lower()
+            tensors.append(TensorOrigin(name, "constant" if constant else "random", tuple(tensor.shape)))
+    layers = [f"encoder:{index}" for index in range(len(donor_for(model.encoder.config).layer_list(model.encoder)))]
+    return InitReport(encoder, layers, tensors, sum(p.numel() for p in model.parameters()))

@@ -65,7 +65,7 @@ def _seal(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _writing(where: Path) -> Iterator[None]:
+def writing(where: Path) -> Iterator[None]:
     """Disk full, no permission and the like become `OutputError`."""
     try:
         yield
@@ -74,9 +74,9 @@ def _writing(where: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"the checkpoint could not be written: {reason}",
+            f"could not be written: {reason}",
             where=str(where),
-            remedy="free disk space or check permissions, then start again: earlier checkpoints are intact",
+            remedy="free disk space or check permissions, then start again: earlier checkpoints and models are intact",
         ) from error
 
 
@@ -91,7 +91,7 @@ def write_checkpoint(path: Path, fill: Callable[[Path], None], info: Mapping[str
         OutputError: it cannot be written; what was at `path` before is still there.
     """
     temporary = path.with_name(_TEMPORARY + path.name)
-    with _writing(path):
+    with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -293,7 +293,7 @@ class CheckpointStore:
         return sorted(path for path in self.folder.glob(f"{kind}-[0-9]*") if path.is_dir())
 
     def _point(self, name: str, path: Path) -> None:
-        with _writing(self.folder / f"{name}.json"):
+        with writing(self.folder / f"{name}.json"):
             write_json(self.folder / f"{name}.json", {"checkpoint": path.name, "step": int(path.name.split("-")[1])})
 
     def _prune(self, saved: Path, best_step: int | None) -> None:

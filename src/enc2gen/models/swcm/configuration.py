@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, cast
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.configuration_utils import SubConfigSpec
 
@@ -15,6 +16,7 @@ from enc2gen.errors import ConfigError
 COPY_PARTS = ("embeddings", "self_attention", "cross_attention", "ffn", "norms")
 """Parts a decoder can take from its encoder; every subset is an ablation."""
 
+CopyPart = Literal["embeddings", "self_attention", "cross_attention", "ffn", "norms"]
 LayerKind = Literal["custom", "normal"]
 Growth = Literal["swcm", "deltalm", "standard"]
 
@@ -85,26 +87,52 @@ def plan_layers(
     return plan
 
 
-@dataclass(frozen=True)
-class GrowthOptions:
+class GrowthOptions(BaseModel):
     """Arguments of `SwcmForConditionalGeneration.from_encoder`, where each is described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     insert_every: int | None
     normal_after_last: bool
     normal_layers: Literal["random", "duplicate"]
     growth: Growth
-    copy: Sequence[str]
+    copy_parts: tuple[CopyPart, ...] = Field(alias="copy")
     sharing: Literal["copy", "tied"]
     tie_lm_head: bool
-    encoder_layers: Sequence[int] | None
-    donor_layers: Sequence[int] | None
+    encoder_layers: list[int] | None
+    donor_layers: list[int] | None
     norm_order: NormOrder | None
     random_encoder: bool
-    languages: Sequence[str]
+    languages: list[str]
     tokenizer: PreTrainedTokenizerBase | None
-    dropout: float | None
+    dropout: float | None = Field(ge=0, lt=1)
     seed: int
     verbose: bool
+
+
+def growth_options(given: Mapping[str, Any]) -> GrowthOptions:
+    """Check the arguments of `from_encoder`.
+
+    Raises:
+        ConfigError: arguments are unknown or have impossible values; all are listed.
+    """
+    lists = {"copy": tuple, "encoder_layers": list, "donor_layers": list, "languages": list}
+    values = {
+        name: lists[name](value)
+        if name in lists and isinstance(value, Sequence | range) and value is not None
+        else value
+        for name, value in given.items()
+    }
+    try:
+        return GrowthOptions(**values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc'])}={problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ConfigError(
+            "; ".join(problems), where="from_encoder", remedy="docs/model.md lists the switches"
+        ) from error
 
 
 class SwcmConfig(PreTrainedConfig):

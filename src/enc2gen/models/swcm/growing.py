@@ -28,8 +28,6 @@ MAX_NEW_TOKENS = 256
 
 def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptions) -> SwcmForConditionalGeneration:
     """Carry out `SwcmForConditionalGeneration.from_encoder`, where options, result and errors are described."""
-    if unknown := set(options.copy) - set(COPY_PARTS):
-        raise ConfigError(f"unknown parts to copy: {sorted(unknown)}", where="copy", remedy=f"choose from {COPY_PARTS}")
     loaded = load_encoder(encoder)
     own = not isinstance(encoder, PreTrainedModel)
     kept, donors = _select_layers(donor_for(loaded.config), options.encoder_layers, options.donor_layers)
@@ -44,7 +42,7 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
         normal_layers=options.normal_layers,
     )
     tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, options.tokenizer, options.languages)
-    parts = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy]
+    parts: list[str] = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy_parts]
     config = _configure(
         loaded,
         plan,
@@ -184,6 +182,12 @@ def _configure(
             )
         },
     )
+    if config.eos_token_id is None:
+        raise ModelError(
+            "there is no end token, so nothing would ever end an output",
+            where=str(source.name_or_path or "encoder"),
+            remedy="pass the encoder's tokenizer as tokenizer=",
+        )
     config.set_plan(plan)
     return config
 

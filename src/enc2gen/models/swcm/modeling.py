@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,12 @@ from transformers import AutoModel, GenerationMixin, PreTrainedModel, PreTrained
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
+from enc2gen.corpora.languages import normalise_language
 from enc2gen.encoders.donor import NormOrder, donor_for
 from enc2gen.errors import LanguageError, ModelError
-from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, GrowthOptions, SwcmConfig
+from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, SwcmConfig, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
-
-if TYPE_CHECKING:
-    from enc2gen.models.swcm.report import InitReport
+from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 
 
 class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
@@ -32,7 +31,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
     where `tie_lm_head` is set.
 
     Attributes:
-        init_report: where each decoder tensor came from; set by `from_encoder`, `None` after `from_pretrained`.
+        init_report: where each decoder tensor came from; saved and loaded with the model.
         tokenizer: saved beside the model where set.
     """
 
@@ -107,7 +106,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         given = {name: value for name, value in locals().items() if name not in ("cls", "encoder")}
         from enc2gen.models.swcm.growing import grow
 
-        return grow(encoder, GrowthOptions(**given))
+        return grow(encoder, growth_options(given))
 
     def get_encoder(self, modality: str | None = None) -> PreTrainedModel:
         """The encoder, transformers' own module."""
@@ -229,13 +228,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         source = input_ids if input_ids is not None else inputs_embeds
         if source is None:
             raise ModelError("no source: give input_ids, inputs_embeds or encoder_outputs")
-        limit = donor_for(self.encoder.config).max_positions
-        if source.shape[1] > limit:
-            raise ModelError(
-                f"the source is {source.shape[1]} tokens long, but the encoder has positions for {limit}",
-                where="input_ids",
-                remedy=f"truncate sources to {limit} tokens, or split them into sentences",
-            )
+        self._check_source(source)
         return self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -245,6 +238,15 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+
+    def _check_source(self, source: Tensor) -> None:
+        limit = donor_for(self.encoder.config).max_positions
+        if source.shape[1] > limit:
+            raise ModelError(
+                f"the source is {source.shape[1]} tokens long, but the encoder has positions for {limit}",
+                where="input_ids",
+                remedy=f"truncate sources to {limit} tokens, or split them into sentences",
+            )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift `labels` `[B, T]` right behind the default target language's token."""
@@ -260,8 +262,10 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         return shifted.masked_fill(shifted == -100, self.config.pad_token_id)
 
     def language_id(self, language: str) -> int:
-        """Id of the language's token; `LanguageError` where the model does not write this language."""
+        """Id of the language's token; `LanguageError` where the model does not know this language."""
         ids = self.config.language_ids
+        if language not in ids:
+            language = normalise_language(language, where="target_language")
         if language not in ids:
             raise LanguageError(
                 f"this model has no language {language!r}",
@@ -274,6 +278,15 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         """Make `language` the one that is written when `generate` is not told otherwise; saved with the model."""
         self.generation_config.decoder_start_token_id = self.language_id(language)
         self.config.default_target_language = language
+
+    @staticmethod
+    def _check_languages(tags: list[str], source: Tensor | None, given: str | Sequence[str]) -> None:
+        if not isinstance(given, str) and source is not None and len(tags) != len(source):
+            raise LanguageError(
+                f"{len(tags)} target languages for {len(source)} sources",
+                where="target_language",
+                remedy="give one language, or one per source",
+            )
 
     @torch.no_grad()
     def generate(
@@ -298,9 +311,14 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         if target_language is not None:
             tags = [target_language] if isinstance(target_language, str) else list(target_language)
             ids = [self.language_id(tag) for tag in tags]
+            self._check_languages(tags, inputs if inputs is not None else kwargs.get("input_ids"), target_language)
             kwargs["decoder_start_token_id"] = ids[0] if isinstance(target_language, str) else ids
-        given = ("decoder_start_token_id", "decoder_input_ids", "generation_config")
-        if self.generation_config.decoder_start_token_id is None and not any(kwargs.get(k) is not None for k in given):
+        for source in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
+            if source is not None:
+                self._check_source(source)
+        given = (kwargs.get("decoder_start_token_id"), kwargs.get("decoder_input_ids"))
+        settings = kwargs.get("generation_config") or self.generation_config
+        if settings.decoder_start_token_id is None and all(value is None for value in given):
             raise LanguageError(
                 "no target language given",
                 where="target_language",
@@ -308,13 +326,27 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             )
         return cast(Any, super()).generate(inputs, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Save weights (safetensors), configuration, generation settings, init report and tokenizer where known."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.init_report is not None:
-            self.init_report.save(Path(save_directory) / "init_report.json")
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """As in transformers; saves tokenizer and init report too, where known (first, so that a push has them)."""
+        if is_main_process:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            if self.init_report is not None:
+                self.init_report.save(Path(save_directory) / REPORT_FILE)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(save_directory)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a folder's init report is loaded too."""
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            report = Path(pretrained_model_name_or_path) / REPORT_FILE
+            model.init_report = InitReport.load(report) if report.is_file() else None
+        return loaded
 
 
 def _bare_encoder(config: SwcmConfig) -> PreTrainedModel:

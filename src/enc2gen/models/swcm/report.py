@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 Origin = Literal["copied", "tied", "random", "constant"]
+REPORT_FILE = "init_report.json"
+"""Name of the report beside a saved model."""
+
 ORIGINS: tuple[Origin, ...] = ("copied", "tied", "random", "constant")
 
 
@@ -74,6 +77,13 @@ class InitReport:
     def save(self, path: str | Path) -> None:
         """Write the report as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> InitReport:
+        """Read a saved report."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        tensors = [TensorOrigin(**{**entry, "shape": tuple(entry["shape"])}) for entry in content["tensors"]]
+        return cls(content["encoder"], content["plan"], tensors, content["parameters"])
 
     def summary(self) -> Table:
         """Counts by origin, as a table for the terminal."""
