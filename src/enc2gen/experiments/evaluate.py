@@ -27,6 +27,7 @@ from enc2gen.experiments.systems import codec_for, final_folder, load_system
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.generator import Generator
 from enc2gen.tokenization.tokenizer import TextCodec
+from enc2gen.training.objectives import cross_entropy
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,7 @@ def _mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:
     for batch in batches:
         inputs = batch.to(model.device).as_model_inputs()
         labels = inputs.pop("labels")
-        logits = model(**inputs, use_cache=False).logits.float()
-        total += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-        ).item()
+        total += cross_entropy(model(**inputs, use_cache=False).logits, labels).loss.item()
         count += batch.num_target_tokens
     return total / max(1, count)
 

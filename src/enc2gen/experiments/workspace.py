@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from enc2gen.errors import CheckpointError, OutputError
 from enc2gen.experiments.recipe import Recipe
+from enc2gen.training.checkpoint import write_json, writing
 
 MARKER = "enc2gen-run.json"
 
@@ -79,11 +80,10 @@ class Workspace:
 
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
-        """Write `value` so that a reader sees the old file or the new one, never half of it."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        """Write `value` so that a reader sees the old file or the new one, never half of it; may raise `OutputError`."""
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, value)
 
     def read_json(self, path: Path) -> Any:
         """Read a file of this run; `CheckpointError` if it is missing or damaged."""

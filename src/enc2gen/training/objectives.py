@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED_LABEL = -100
+from enc2gen.data.batching import IGNORED_LABEL
 
 
 @dataclass(frozen=True)

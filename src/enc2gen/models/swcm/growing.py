@@ -26,6 +26,20 @@ MAX_NEW_TOKENS = 256
 """Output limit before one is learnt from data: the paper's maximal length (arXiv 2502.10852, section 4.1)."""
 
 
+_SHARED_SETTINGS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "layer_norm_eps",
+    "initializer_range",
+)
+"""Settings that decoder and encoder have in common."""
+
+
 def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptions) -> SwcmForConditionalGeneration:
     """Carry out `SwcmForConditionalGeneration.from_encoder`, where options, result and errors are described."""
     loaded = load_encoder(encoder)
@@ -167,20 +181,7 @@ def _configure(
         pad_token_id=source.pad_token_id,
         bos_token_id=_first(special.bos_token_id, getattr(special, "cls_token_id", None), source.bos_token_id),
         eos_token_id=_first(special.eos_token_id, getattr(special, "sep_token_id", None), source.eos_token_id),
-        **{
-            name: getattr(source, name)
-            for name in (
-                "hidden_size",
-                "intermediate_size",
-                "num_attention_heads",
-                "hidden_act",
-                "hidden_dropout_prob",
-                "attention_probs_dropout_prob",
-                "max_position_embeddings",
-                "layer_norm_eps",
-                "initializer_range",
-            )
-        },
+        **{name: getattr(source, name) for name in _SHARED_SETTINGS},
     )
     if config.eos_token_id is None:
         raise ModelError(
