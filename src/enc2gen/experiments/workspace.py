@@ -80,7 +80,7 @@ class Workspace:
 
     @staticmethod
     def write_json(path: Path, value: Any) -> None:
-        """Write `value` so that a reader sees the old file or the new one, never half of it; may raise `OutputError`."""
+        """Write `value`: a reader sees the old file or the new one, never half of it; may raise `OutputError`."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, value)
