@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +141,31 @@ def test_bad_recipe_lists_problems_and_fails(enc2gen: Callable[..., Result], tmp
 def test_misspelt_option_is_a_usage_error(enc2gen: Callable[..., Result]) -> None:
     result = enc2gen("generate", "model", "--two", "kk")
     assert result.returncode == 2 and "No such option" in result.stderr.decode()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, encoder_folder: Path) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    content = recipe_content(tmp_path, encoder_folder)
+    del content["systems"]["random_decoder"], content["pretrain"]
+    content["finetune"]["training"] |= {
+        "max_steps": 100_000,
+        "eval_every": 100_000,
+        "save_every": 100_000,
+        "log_every": 1,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "enc2gen.cli.main", "run", str(path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    folder = tmp_path / "run" / "systems" / "shared" / "finetune"
+    deadline = time.monotonic() + 120
+    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    text = error.decode()
+    assert process.returncode == 130 and "everything is saved" in text and f"run {path}" in text.replace("\n", "")
+    assert list((folder / "checkpoints").glob("step-*")) and "Traceback" not in text
