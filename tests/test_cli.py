@@ -157,8 +157,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, encoder_folder: Path
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "enc2gen.cli.main", "run", str(path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
     folder = tmp_path / "run" / "systems" / "shared" / "finetune"
     deadline = time.monotonic() + 120
     while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size):

