@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +300,19 @@ def test_damaged_run_folder_says_what_to_do(tmp_path: Path, content: dict[str, A
 def test_main_system_is_published(tmp_path: Path, content: dict[str, Any]) -> None:
     assert load(tmp_path, content).main_system == "shared"
     assert issubclass(systems.Interrupted, Enc2genError) and issubclass(ConfigError, ValueError)
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["systems"]["random_decoder"], content["pretrain"]
+    load(tmp_path, content)  # writes recipe.yaml
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_MAX_": "0"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    verb = ["-m", "enc2gen.cli.main", "finetune", str(tmp_path / "recipe.yaml")]
+    result = subprocess.run([*launch, *verb], env=environment, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stderr.decode()[-2000:]
+    content["output"] = str(tmp_path / "one")
+    content["finetune"]["training"] |= {"gradient_accumulation": 2}
+    Run(load(tmp_path, content), console()).run(["finetune"])
+    found = [json.loads((tmp_path / run / "systems/shared/finetune/result.json").read_text()) for run in ("run", "one")]
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert found[0]["best_loss"] == pytest.approx(found[1]["best_loss"], abs=2e-3)

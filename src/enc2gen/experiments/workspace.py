@@ -14,6 +14,7 @@ from accelerate import PartialState
 from enc2gen.errors import CheckpointError, OutputError
 from enc2gen.experiments.recipe import Recipe
 from enc2gen.training.checkpoint import write_json, writing
+from enc2gen.training.runtime import cpu_processes
 
 MARKER = "enc2gen-run.json"
 
@@ -38,7 +39,7 @@ class Workspace:
         self.recipe = recipe
         self.overwrite = overwrite
         self.root = recipe.folder
-        self.processes = PartialState()
+        self.processes = PartialState(cpu=cpu_processes())
         if self.processes.is_main_process:
             self._open()
         self.processes.wait_for_everyone()

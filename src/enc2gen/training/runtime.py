@@ -208,11 +208,16 @@ def restore_rng(tensors: dict[str, torch.Tensor]) -> None:
             torch.cuda.set_rng_state(state, index)
 
 
+def cpu_processes() -> bool:
+    """Whether several processes were launched on a machine without a GPU, which Accelerate must be told."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
 def make_accelerator() -> Accelerator:
     """One process or data parallelism, as `accelerate launch` asks; anything else is a `ConfigError`."""
     # The trainer does its own autocast, so that the model's forward is left as it is.
     try:
-        accelerator = Accelerator(mixed_precision="no")
+        accelerator = Accelerator(mixed_precision="no", cpu=cpu_processes())
     except ValueError as error:
         raise ConfigError(
             f"Accelerate was already set up differently in this process: {error}",
