@@ -304,6 +304,7 @@ def test_main_system_is_published(tmp_path: Path, content: dict[str, Any]) -> No
 
 def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path: Path, content: dict[str, Any]) -> None:
     del content["systems"]["random_decoder"], content["pretrain"]
+    content["encoder"]["dropout"] = 0.0  # dropout masks differ between processes
     load(tmp_path, content)  # writes recipe.yaml
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_MAX_": "0"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -315,4 +316,4 @@ def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path: Path,
     Run(load(tmp_path, content), console()).run(["finetune"])
     found = [json.loads((tmp_path / run / "systems/shared/finetune/result.json").read_text()) for run in ("run", "one")]
     assert found[0]["tokens"] == found[1]["tokens"]
-    assert found[0]["best_loss"] == pytest.approx(found[1]["best_loss"], abs=2e-3)
+    assert found[0]["best_loss"] == pytest.approx(found[1]["best_loss"], abs=1e-4)
