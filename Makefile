@@ -28,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo  ## grow a generator from a real encoder and measure it: make demo ARGS="--languages kk,ug,mn"
+demo: $(VENV)/.demo  ## grow a generator from a real encoder and measure it: make demo ARGS="--languages ky,uz --output runs/ky-uz"
 	$(BIN)/enc2gen run recipes/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.dev  ## run the tests
