@@ -177,8 +177,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         import json
         from dataclasses import asdict
 
-        print(json.dumps([asdict(check) for check in checks.diagnose()], indent=1))
-        return
+        found = checks.diagnose()
+        print(json.dumps([asdict(check) for check in found], indent=1))
+        raise typer.Exit(1 if any(check.status == "error" for check in found) else 0)
     raise typer.Exit(checks.doctor(console))
 
 
