@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, T5Config, T5EncoderModel, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaModel,
+)
 
 from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
@@ -321,3 +329,14 @@ def test_tokenizer_larger_than_table_is_refused() -> None:
 def test_pre_norm_copies_warn() -> None:
     with pytest.warns(UserWarning, match="lose their meaning"):
         grow(tiny_encoder(), norm_order="pre")
+
+
+def test_loaded_bert_without_its_tokenizer_grows_with_a_warning() -> None:
+    config = BertConfig(vocab_size=50, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    encoder = BertModel(config)
+    with pytest.warns(UserWarning, match="no end token is known"):
+        model = grow(encoder, languages=["kk"])
+    ids = torch.randint(4, 50, (2, 5))
+    assert model.generate(ids, target_language="kk", max_new_tokens=3).shape == (2, 4)
+    with pytest.warns(UserWarning), pytest.raises(LanguageError, match=r"(?s)no start token.*decoder_start_token_id"):
+        grow(encoder).generate(ids)

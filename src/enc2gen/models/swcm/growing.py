@@ -184,10 +184,10 @@ def _configure(
         **{name: getattr(source, name) for name in _SHARED_SETTINGS},
     )
     if config.eos_token_id is None:
-        raise ModelError(
-            "there is no end token, so nothing would ever end an output",
-            where=str(source.name_or_path or "encoder"),
-            remedy="pass the encoder's tokenizer as tokenizer=",
+        warnings.warn(
+            "no end token is known, so only the length limit ends an output: pass the tokenizer as tokenizer=, "
+            "or set generation_config.eos_token_id",
+            stacklevel=3,
         )
     config.set_plan(plan)
     return config

@@ -319,10 +319,11 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         given = (kwargs.get("decoder_start_token_id"), kwargs.get("decoder_input_ids"))
         settings = kwargs.get("generation_config") or self.generation_config
         if settings.decoder_start_token_id is None and all(value is None for value in given):
+            languages = ", ".join(sorted(self.config.language_ids))
             raise LanguageError(
-                "no target language given",
+                "no target language given" if languages else "no language and no start token are known",
                 where="target_language",
-                remedy=f"pass target_language, one of: {', '.join(sorted(self.config.language_ids))}",
+                remedy=f"pass target_language, one of: {languages}" if languages else "pass decoder_start_token_id",
             )
         return cast(Any, super()).generate(inputs, *args, **kwargs)
 
