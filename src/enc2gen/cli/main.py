@@ -6,12 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from enc2gen.errors import Enc2genError
+
+if TYPE_CHECKING:
+    from enc2gen.experiments.recipe import Recipe
 
 # Memory freed by one step is kept for the next, which speeds up training on CPU. The allocator reads these when a
 # process starts, so the command starts itself once more with them.
@@ -42,17 +45,11 @@ Overwrite = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.")]
 
 
-def _run(
-    recipe: Path,
-    languages: str | None,
-    settings: list[str] | None,
-    output: Path | None,
-    seed: int | None,
-    overwrite: bool,
-    stage: str,
-) -> None:
+def _load(
+    path: Path, languages: str | None, settings: list[str] | None, output: Path | None, seed: int | None
+) -> Recipe:
+    """The recipe at `path` with the command line's settings on top."""
     from enc2gen.experiments.recipe import load_recipe
-    from enc2gen.experiments.run import STAGES, Run
 
     overrides = list(settings or [])
     if output is not None:
@@ -60,9 +57,13 @@ def _run(
     if seed is not None:
         overrides.append(f"seed={seed}")
     tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
-    loaded = load_recipe(recipe, overrides, languages=tags)
-    stages = STAGES if stage == "report" else STAGES[: STAGES.index(stage) + 1]
-    folder = Run(loaded, console, overwrite=overwrite).run(stages)
+    return load_recipe(path, overrides, languages=tags)
+
+
+def _run(recipe: Recipe, overwrite: bool, stage: str) -> None:
+    from enc2gen.experiments.run import Run
+
+    folder = Run(recipe, console, overwrite=overwrite).run([stage])
     if stage != "report":
         console.print(f"{stage} done; output in {folder}", highlight=False, markup=False)
 
@@ -97,17 +98,13 @@ def run(
     ] = False,
 ) -> None:
     """Carry out a recipe: prepare, build, pretrain, finetune, evaluate, report. Finished stages are kept."""
+    loaded = _load(recipe, languages, settings, output, seed)
     if dry_run:
         from enc2gen.cli.plan import print_plan
 
-        overrides = [
-            *(settings or []),
-            *([f"output={output}"] if output else []),
-            *([f"seed={seed}"] if seed is not None else []),
-        ]
-        print_plan(recipe, overrides, languages, console)
+        print_plan(recipe, loaded, console)
         return
-    _run(recipe, languages, settings, output, seed, overwrite, "report")
+    _run(loaded, overwrite, "report")
 
 
 def _add_stage(stage: str, text: str) -> None:
@@ -119,7 +116,7 @@ def _add_stage(stage: str, text: str) -> None:
         seed: Seed = None,
         overwrite: Overwrite = False,
     ) -> None:
-        _run(recipe, languages, settings, output, seed, overwrite, stage)
+        _run(_load(recipe, languages, settings, output, seed), overwrite, stage)
 
     app.command(stage, help=text)(verb)
 

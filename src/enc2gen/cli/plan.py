@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from enc2gen.experiments.recipe import Recipe, load_recipe
+from enc2gen.experiments.recipe import Recipe
 
 
-def print_plan(path: Path, overrides: Sequence[str], languages: str | None, console: Console) -> Recipe:
-    """Validate the recipe and print its stages and resolved settings."""
-    tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
-    recipe = load_recipe(path, overrides, languages=tags)
+def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
+    """Print the stages and the resolved settings of the recipe read from `path`."""
     console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False, soft_wrap=True)
     stages = ["prepare"] + [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
     for stage in ("pretrain", "finetune"):
@@ -31,4 +28,3 @@ def print_plan(path: Path, overrides: Sequence[str], languages: str | None, cons
         markup=False,
         soft_wrap=True,
     )
-    return recipe
