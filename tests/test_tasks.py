@@ -25,7 +25,7 @@ def run(name: str, mapping: dict[str, Any], *records: dict[str, Any]) -> list[Ex
 
 
 def test_the_four_tasks_are_registered() -> None:
-    assert list(TASKS) == ["reading-comprehension", "summarisation", "text-to-text", "translation"]
+    assert list(TASKS) == ["continuation", "reading-comprehension", "summarisation", "text-to-text", "translation"]
 
 
 @pytest.mark.parametrize("mapping", [FROM_FIELDS, FIXED])

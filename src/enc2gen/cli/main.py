@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from enc2gen.cli import add_language, prepare, tokenizer_report, vocab
 from enc2gen.errors import Enc2genError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def run(
         bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")
     ] = False,
 ) -> None:
-    """Carry out a recipe: prepare, build, pretrain, finetune, evaluate, report. Finished stages are kept."""
+    """Carry out a recipe: prepare, adapt, build, pretrain, finetune, evaluate, report. Finished stages are kept."""
     loaded = _load(recipe, languages, settings, output, seed)
     if dry_run:
         from enc2gen.cli.plan import print_plan
@@ -121,8 +122,20 @@ def _add_stage(stage: str, text: str) -> None:
     app.command(stage, help=text)(verb)
 
 
-_add_stage("prepare", "Read and split a recipe's corpora, and trim the vocabulary where the recipe says so.")
-_add_stage("build", "Grow a recipe's systems out of its encoder (after `prepare`), with init reports.")
+def _prepare_recipe(
+    recipe: Path,
+    languages: str | None,
+    settings: list[str] | None,
+    output: Path | None,
+    seed: int | None,
+    overwrite: bool,
+) -> None:
+    _run(_load(recipe, languages, settings, output, seed), overwrite, "prepare")
+
+
+prepare.register(app, _prepare_recipe)
+_add_stage("adapt", "Trim, extend and adapt a recipe's encoders, as it says (after `prepare`).")
+_add_stage("build", "Grow a recipe's systems out of its encoders (after `adapt`), with init reports.")
 _add_stage("pretrain", "Pretrain a recipe's systems (after `build`).")
 _add_stage("finetune", "Fine-tune a recipe's systems (after `pretrain`).")
 _add_stage("evaluate", "Write and score a recipe's test outputs (after `finetune`).")
@@ -178,6 +191,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         print(json.dumps([asdict(check) for check in found], indent=1))
         raise typer.Exit(1 if any(check.status == "error" for check in found) else 0)
     raise typer.Exit(checks.doctor(console))
+
+
+tokenizer_report.register(app)
+vocab.register(app)
+add_language.register(app)
 
 
 def _quiet_libraries() -> None:

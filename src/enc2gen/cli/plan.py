@@ -13,7 +13,17 @@ from enc2gen.experiments.recipe import Recipe
 def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
     """Print the stages and the resolved settings of the recipe read from `path`."""
     console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False, soft_wrap=True)
-    stages = ["prepare"] + [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
+    stages = ["prepare"]
+    for name, config in recipe.variants.items():
+        extension = config.extend_vocabulary
+        changes = ["trimmed"] * config.trim_vocabulary
+        if extension is not None:
+            changes.append(f"extended ({extension.size} pieces, rows: {extension.initialisation.method})")
+        stages.append(f"vocabulary {name}: {', '.join(changes) or 'as it is'}")
+        if config.adapt is not None:
+            steps = [f"{settings.max_steps:,} steps ({stage})" for stage, settings in config.adapt.stages().items()]
+            stages.append(f"adapt {name}: masked-LM training, {', '.join(steps)}")
+    stages += [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
     for stage in ("pretrain", "finetune"):
         for name in recipe.systems:
             training = recipe.training(name, stage)

@@ -12,7 +12,7 @@ from enc2gen.corpora.builtin import MAX_PER_ORIGIN, localisation_records
 from enc2gen.corpora.formats import EXTENSIONS, FORMATS, Record
 from enc2gen.errors import ConfigError, DataError
 
-__all__ = ["EXTENSIONS", "FORMATS", "Record", "read_records"]
+__all__ = ["EXTENSIONS", "FORMATS", "Record", "known_extension", "read_records", "source_files"]
 
 _HUB_NAME = re.compile(r"(?:hub:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 
@@ -46,7 +46,7 @@ def read_records(
     path = Path(source)
     if str(source).startswith("hub:") or not path.exists():
         name = _HUB_NAME.fullmatch(str(source))
-        if name and not _extension(path) and (str(source).startswith("hub:") or "/" in name["name"]):
+        if name and not known_extension(path) and (str(source).startswith("hub:") or "/" in name["name"]):
             return _select(_hub_records(name["name"], name["config"], split), columns, str(source))
         raise DataError(
             "no such file or folder",
@@ -54,16 +54,17 @@ def read_records(
             remedy="check the path; a Hub dataset is written owner/name[:config] or hub:name, "
             "a built-in corpus builtin:localisation?languages=kk,ug",
         )
-    return _chain([(file, _reader(file, format)) for file in _files(path, format)], columns)
+    return _chain([(file, _reader(file, format)) for file in source_files(path, format)], columns)
 
 
-def _files(path: Path, format: str | None) -> list[Path]:
+def source_files(path: Path, format: str | None = None) -> list[Path]:
+    """Return the files that `read_records` reads for a path: itself, or a folder's readable files, sorted."""
     if not path.is_dir():
         return [path]
     if format is not None and format not in FORMATS:
         raise FORMATS.unknown(format, where=str(path))
     inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    files = [file for file in inside if (found := EXTENSIONS.get(_extension(file))) and format in (None, found)]
+    files = [file for file in inside if (found := EXTENSIONS.get(known_extension(file))) and format in (None, found)]
     if not files:
         raise DataError(
             f"the folder holds no {format or 'readable'} file",
@@ -73,7 +74,7 @@ def _files(path: Path, format: str | None) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
-def _extension(path: Path) -> str:
+def known_extension(path: Path) -> str:
     """Return the lower-cased extension that names the format if it is known, else ""."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
     if suffixes and suffixes[-1] == ".gz":
@@ -89,7 +90,7 @@ def _known() -> str:
 def _reader(path: Path, format: str | None) -> Callable[[Path], Iterator[Record]]:
     if format is not None:
         return FORMATS.get(format, where=str(path))
-    extension = _extension(path)
+    extension = known_extension(path)
     if not extension:
         raise DataError(
             f"unknown file type {''.join(path.suffixes[-2:]) or path.name!r}",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import LongTensor, Tensor
 
 from enc2gen.data.mixture import MixtureSampler
+from enc2gen.data.protocols import BatchExample, TrainingBatch
 from enc2gen.errors import CheckpointError, DataError
 
 # The label that cross-entropy ignores: torch's and transformers' default.
@@ -66,9 +67,14 @@ class EncodedExample:
             )
 
     @property
-    def num_tokens(self) -> int:
-        """Source and target tokens together."""
-        return len(self.input_ids) + len(self.labels)
+    def source_length(self) -> int:
+        """Source tokens."""
+        return len(self.input_ids)
+
+    @property
+    def target_length(self) -> int:
+        """Target tokens."""
+        return len(self.labels)
 
 
 @dataclass
@@ -183,46 +189,60 @@ class BatchingConfig(BaseModel):
 _BAND = 1.25
 
 
-def _by_length(examples: Sequence[EncodedExample], noise: float, rng: np.random.Generator) -> list[int]:
+def _by_length(examples: Sequence[BatchExample], noise: float, rng: np.random.Generator) -> list[int]:
     """Indices of `examples` such that neighbours have similar sources and similar targets.
 
     Bands of similar source length follow each other, and within a band targets ascend and descend in turn, so
     that target lengths do not jump from band to band.
     """
     factors = 1.0 + noise * rng.random((2, len(examples)))
-    sources = factors[0] * [len(example.input_ids) for example in examples]
-    targets = factors[1] * [len(example.labels) for example in examples]
+    sources = factors[0] * [example.source_length for example in examples]
+    targets = factors[1] * [example.target_length for example in examples]
     bands = np.floor(np.log(sources) / math.log(_BAND))
     turns = np.where(bands % 2 == 0, 1, -1)
     return np.lexsort((turns * targets, bands)).tolist()
 
 
 def _cut(
-    examples: Sequence[EncodedExample], order: Sequence[int], max_tokens: int | None, max_examples: int | None
+    examples: Sequence[BatchExample], order: Sequence[int], max_tokens: int | None, max_examples: int | None
 ) -> list[list[int]]:
     """Cut `order`, indices into `examples`, greedily into the largest runs that fit the budget."""
     batches: list[list[int]] = []
     source = target = 0
     for index in order:
         example = examples[index]
-        source, target = max(source, len(example.input_ids)), max(target, len(example.labels))
+        source, target = max(source, example.source_length), max(target, example.target_length)
         rows = len(batches[-1]) + 1 if batches else 1
         full = max_examples is not None and rows > max_examples
         if not batches or full or (max_tokens is not None and rows * (source + target) > max_tokens):
             batches.append([])
-            source, target = len(example.input_ids), len(example.labels)
+            source, target = example.source_length, example.target_length
         batches[-1].append(index)
     return batches
 
 
-def _check_length(example: EncodedExample, max_tokens: int | None, where: str) -> None:
-    if max_tokens is not None and example.num_tokens > max_tokens:
+def _check_length(example: BatchExample, max_tokens: int | None, where: str) -> None:
+    source, target = example.source_length, example.target_length
+    if max_tokens is not None and source + target > max_tokens:
         raise DataError(
-            f"{len(example.input_ids)} source and {len(example.labels)} target tokens do not fit into a "
+            f"{f'{source} source and {target} target' if target else source} tokens do not fit into a "
             f"batch of at most {max_tokens} tokens",
             where=where,
-            remedy=f"raise max_tokens to {example.num_tokens} or more, or lower the maximum source and target lengths",
+            remedy=f"raise max_tokens to {source + target} or more, or lower the limits on the length of examples",
         )
+
+
+def length_ordered(
+    examples: Sequence[BatchExample], max_tokens: int | None, max_examples: int | None = None
+) -> list[list[int]]:
+    """Indices of all examples, longest first, cut into batches; raises as :func:`evaluation_batches`."""
+    for index, example in enumerate(examples):
+        _check_length(example, max_tokens, f"example {index}")
+    order = sorted(
+        range(len(examples)),
+        key=lambda index: (-examples[index].source_length, -examples[index].target_length, index),
+    )
+    return _cut(examples, order, max_tokens, max_examples)
 
 
 def evaluation_batches(
@@ -242,17 +262,12 @@ def evaluation_batches(
     Raises:
         DataError: an example alone exceeds `max_tokens`.
     """
-    for index, example in enumerate(examples):
-        _check_length(example, max_tokens, f"example {index}")
-    order = sorted(
-        range(len(examples)),
-        key=lambda index: (-len(examples[index].input_ids), -len(examples[index].labels), index),
-    )
-    cuts = _cut(examples, order, max_tokens, max_examples)
+    cuts = length_ordered(examples, max_tokens, max_examples)
     return [collate([examples[index] for index in cut], pad_token_id, order=cut) for cut in cuts]
 
 
-Encoder = Callable[[str, int, np.random.Generator], EncodedExample]
+Encoder = Callable[[str, int, np.random.Generator], BatchExample]
+Collate = Callable[[Sequence[Any], int], TrainingBatch]
 
 
 class BatchStream:
@@ -266,13 +281,14 @@ class BatchStream:
     The stream has one position: all its iterators advance it together.
 
     Args:
-        encode: `(stream, item, rng) -> EncodedExample`.
+        encode: `(stream, item, rng) -> example`.
         sampler: the mixture.
         pad_token_id: padding of sources and decoder inputs.
         config: budget and buffer.
         seed: 0 or more.
         fingerprint_parts: JSON-able description of everything `encode` depends on (hashes of the sources and
             of the tokenizer, noise rates, length limits): a state saved under other parts is refused.
+        collate: makes a batch of examples and the padding id.
 
     Attributes:
         fingerprint: sha256 of the parts, the mixture, the configuration and the seed.
@@ -286,8 +302,9 @@ class BatchStream:
         config: BatchingConfig,
         seed: int,
         fingerprint_parts: Mapping[str, Any],
+        collate: Collate = collate,
     ) -> None:
-        self._encode, self._sampler, self._pad_token_id = encode, sampler, pad_token_id
+        self._encode, self._sampler, self._pad_token_id, self._collate = encode, sampler, pad_token_id, collate
         self._config, self._seed = config, seed
         self._parts = {
             **{f"data.{name}": _digest(part) for name, part in fingerprint_parts.items()},
@@ -300,19 +317,19 @@ class BatchStream:
         self.fingerprint = _digest(self._parts)
         self._start = self._taken = 0
         self._sampler_state = sampler.state_dict(0)
-        self._buffer: list[EncodedExample] = []
+        self._buffer: list[BatchExample] = []
         self._batches: list[list[int]] = []
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TrainingBatch]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> TrainingBatch:
         if not self._batches:
             self._fill()
         if self._taken == len(self._batches):
             self._start, self._taken = self._start + len(self._buffer), 0
             self._fill()
-        batch = collate([self._buffer[index] for index in self._batches[self._taken]], self._pad_token_id)
+        batch = self._collate([self._buffer[index] for index in self._batches[self._taken]], self._pad_token_id)
         self._taken += 1
         return batch
 
@@ -363,7 +380,7 @@ class BatchStream:
             example = self._encode(stream, item, rng)
             _check_length(example, config.max_tokens, f"item {item} of {stream!r}")
             self._buffer.append(example)
-            tokens += example.num_tokens
+            tokens += example.source_length + example.target_length
         rng = np.random.default_rng([self._seed, _BUFFER, self._start])
         order = _by_length(self._buffer, config.length_noise, rng)
         cuts = _cut(self._buffer, order, config.max_tokens, config.max_examples)

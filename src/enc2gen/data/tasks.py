@@ -282,6 +282,7 @@ class Task(ABC, Generic[ConfigT]):
 
 
 TASKS: Registry[type[Task[Any]]] = Registry("task")
+TASKS.add("continuation", "enc2gen.data.continuation:Continuation")
 
 
 @TASKS.register("text-to-text")

@@ -1,29 +1,112 @@
 """What a decoder may take from an encoder: one small interface, one class per family of encoders.
 
-A donor answers questions about *names* and *shapes* only. The same answers serve copying (weights are copied
+A donor answers questions about *names*, *rows* and *shapes* only. The same answers serve copying (weights are copied
 from the named parameter), tying (the decoder's parameter becomes the named one) and the init report.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.registry import Registry
 
 NormOrder = Literal["post", "pre"]
+NormType = Literal["layer", "rms"]
+FfnType = Literal["plain", "gated"]
 
-ATTENTION_TENSORS = tuple(
-    f"{part}.{kind}" for part in ("q_proj", "k_proj", "v_proj", "out_proj") for kind in ("weight", "bias")
-)
-"""Canonical tensors of one attention, in the decoder's own names."""
-FFN_TENSORS = tuple(f"{part}.{kind}" for part in ("fc1", "fc2") for kind in ("weight", "bias"))
-"""Canonical tensors of one feed-forward network."""
-NORM_TENSORS = ("weight", "bias")
+ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Projections of one attention, in the decoder's own names."""
+FFN_PARTS: Mapping[FfnType, tuple[str, ...]] = {"plain": ("fc1", "fc2"), "gated": ("gate_proj", "up_proj", "down_proj")}
+"""Projections of one feed-forward network, in the decoder's own names."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parameter of the encoder, or a block of its rows where several projections are fused into one.
+
+    Attributes:
+        name: of the parameter.
+        rows: first row and the one after the last; `None` for the whole parameter.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+
+    def take(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The tensor (a view for a block of rows) in `parameters`."""
+        tensor = parameters[self.name]
+        return tensor if self.rows is None else tensor[slice(*self.rows)]
+
+    def within(self, module: str) -> Source:
+        """The same source, seen from the module that holds the encoder as `module`."""
+        return Source(f"{module}.{self.name}", self.rows)
+
+    def __str__(self) -> str:
+        return self.name if self.rows is None else f"{self.name}[{self.rows[0]}:{self.rows[1]}]"
+
+
+def whole(names: Mapping[str, str]) -> dict[str, Source]:
+    """Sources that are whole parameters, from their names."""
+    return {ours: Source(theirs) for ours, theirs in names.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStyle:
+    """What a decoder must look like for the encoder's weights to fit; the names are those of `SwcmConfig`.
+
+    Attributes:
+        head_dim: size of one attention head; `None`: `hidden_size / num_attention_heads`.
+        num_key_value_heads: heads of keys and values, each shared by a group of query heads (arXiv 2305.13245);
+            `None`: as many as query heads.
+        norm_type: `layer` (LayerNorm) or `rms` (RMSNorm, arXiv 1910.07467).
+        ffn_type: `plain`, W2 act(W1 x), or `gated`, Wd (act(Wg x) * Wu x) (arXiv 2002.05202).
+        embed_norm: whether the sum of embeddings is normed.
+        learned_positions: whether there is a table of positions.
+        position_offset: row of that table which belongs to the first token.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str
+    norm_type: NormType = "layer"
+    norm_bias: bool = True
+    layer_norm_eps: float
+    attention_bias: bool = True
+    ffn_type: FfnType = "plain"
+    ffn_bias: bool = True
+    embed_norm: bool = True
+    learned_positions: bool = True
+    position_offset: int = 0
+    type_vocab_size: int = 0
+    max_position_embeddings: int
+    initializer_range: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+
+
+@dataclass(frozen=True)
+class LayerStyle:
+    """What may differ from layer to layer.
+
+    Attributes:
+        rope_theta: base of the rotary positions (arXiv 2104.09864); `None`: no rotation.
+        sliding_window: tokens that causal self-attention sees, the current one included; `None`: all.
+        attention_norm: whether self-attention has a norm of its own.
+    """
+
+    rope_theta: float | None = None
+    sliding_window: int | None = None
+    attention_norm: bool = True
 
 
 class Donor(ABC):
@@ -39,6 +122,8 @@ class Donor(ABC):
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     norm_order: ClassVar[NormOrder]
+    dropout_fields: ClassVar[tuple[str, ...]]
+    """Dropout rates in the encoder's configuration."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.config = cast(Any, config)
@@ -53,9 +138,9 @@ class Donor(ABC):
         return int(self.config.num_hidden_layers)
 
     @property
-    @abstractmethod
     def position_offset(self) -> int:
-        """Row of the position table that belongs to the first token."""
+        """Row of the position table that belongs to the first token; 0 where there is no table."""
+        return self.style().position_offset
 
     @property
     def max_positions(self) -> int:
@@ -63,38 +148,55 @@ class Donor(ABC):
         return int(self.config.max_position_embeddings) - self.position_offset
 
     @abstractmethod
+    def style(self) -> DecoderStyle:
+        """What a decoder of this encoder's weights looks like."""
+
+    def layer_style(self, layer: int | None) -> LayerStyle:
+        """What a decoder layer grown from `layer` looks like; `None`: a random layer among such layers."""
+        return LayerStyle()
+
+    @abstractmethod
     def word_embeddings(self) -> str:
         """Parameter name of the word embedding table, `[vocabulary, hidden]`."""
 
     @abstractmethod
-    def embeddings(self) -> dict[str, str]:
-        """Decoder embedding tensor (canonical name) -> encoder parameter: positions, types, embedding norm."""
+    def embeddings(self) -> dict[str, Source]:
+        """Decoder embedding tensor (canonical name) -> its source: positions, types, embedding norm."""
 
     @abstractmethod
-    def attention(self, layer: int) -> dict[str, str]:
-        """Each of `ATTENTION_TENSORS` -> encoder parameter of self-attention in `layer`."""
+    def attention(self, layer: int) -> dict[str, Source]:
+        """Each weight (and bias) of `ATTENTION_PARTS` -> its source in the self-attention of `layer`."""
 
     @abstractmethod
-    def attention_norm(self, layer: int) -> dict[str, str]:
-        """`weight`, `bias` of the norm that belongs to self-attention in `layer`."""
+    def attention_norm(self, layer: int) -> dict[str, Source]:
+        """Weight (and bias) of the norm that belongs to self-attention in `layer`."""
 
     @abstractmethod
-    def ffn(self, layer: int) -> dict[str, str]:
-        """Each of `FFN_TENSORS` -> encoder parameter of the feed-forward network in `layer`."""
+    def ffn(self, layer: int) -> dict[str, Source]:
+        """Each weight (and bias) of `FFN_PARTS` -> its source in the feed-forward network of `layer`."""
 
     @abstractmethod
-    def ffn_norm(self, layer: int) -> dict[str, str]:
-        """`weight`, `bias` of the norm that belongs to the feed-forward network in `layer`."""
+    def ffn_norm(self, layer: int) -> dict[str, Source]:
+        """Weight (and bias) of the norm that belongs to the feed-forward network in `layer`."""
+
+    def final_norm(self) -> dict[str, Source]:
+        """Weight (and bias) of the norm after the last layer; empty where there is none (post-norm)."""
+        return {}
 
     @abstractmethod
     def layer_list(self, encoder: PreTrainedModel) -> nn.ModuleList:
         """The encoder's list of layers."""
 
+    def set_dropout(self, rate: float) -> None:
+        """Set every dropout rate of the configuration, in place."""
+        for field in self.dropout_fields:
+            setattr(self.config, field, rate)
+
     def keep_layers(self, encoder: PreTrainedModel, layers: list[int]) -> None:
         """Cut `encoder` in place down to `layers` (indices in increasing order), for small machines.
 
         Raises:
-            ConfigError: an index is out of range, repeated or out of order.
+            ConfigError: an index is out of range, repeated or out of order, or the family needs a layer that is cut.
         """
         if not layers or layers != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= self.num_layers:
             raise ConfigError(
@@ -107,12 +209,22 @@ class Donor(ABC):
         del stack[:]
         stack.extend(kept)
         for config in {id(c): c for c in (self.config, encoder.config)}.values():
-            config.num_hidden_layers = len(kept)
+            self._cut(config, layers)
+
+    def _cut(self, config: Any, layers: list[int]) -> None:
+        """Make `config` describe the encoder of only `layers`."""
+        config.num_hidden_layers = len(layers)
+
+    def _refuse(self, feature: str, remedy: str) -> None:
+        raise ModelError(feature, where=str(self.config.name_or_path or "encoder"), remedy=remedy)
 
 
 DONORS: Registry[type[Donor]] = Registry("encoder family")
 DONORS.add("bert", "enc2gen.encoders.bert:BertDonor")
+DONORS.add("eurobert", "enc2gen.encoders.eurobert:EuroBertDonor")
+DONORS.add("modernbert", "enc2gen.encoders.modernbert:ModernBertDonor")
 DONORS.add("roberta", "enc2gen.encoders.roberta:RobertaDonor")
+DONORS.add("xlm-roberta-xl", "enc2gen.encoders.xlm_roberta_xl:XlmRobertaXlDonor")
 
 
 def supported_model_types() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -45,17 +45,38 @@ def load_encoder(
     return loaded if rows is None else _keep_rows(loaded, rows)
 
 
+_SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
+
+
 def _keep_rows(encoder: PreTrainedModel, rows: Sequence[int]) -> PreTrainedModel:
-    table = cast(nn.Embedding, encoder.get_input_embeddings())
-    if rows[: 1 + (pad := int(encoder.config.pad_token_id))][-1] != pad:
+    config, place = encoder.config, {old: new for new, old in enumerate(rows)}
+    first_position = donor_for(config).position_offset
+    for field in (f"{role}_token_id" for role in _SPECIAL_TOKENS):
+        if (old := getattr(config, field, None)) is not None:
+            setattr(config, field, _moved(old, place, field))
+    if donor_for(config).position_offset != first_position:
         # RoBERTa's positions are counted from the pad token's id, so it must keep its place.
-        raise ModelError(f"the trimmed vocabulary moves the pad token away from id {pad}", where="rows")
-    kept = nn.Embedding(len(rows), table.embedding_dim, padding_idx=pad)
+        raise ModelError(f"the trimmed vocabulary moves the pad token away from id {first_position - 1}", where="rows")
+    table = cast(nn.Embedding, encoder.get_input_embeddings())
+    kept = nn.Embedding(len(rows), table.embedding_dim, padding_idx=config.pad_token_id)
     with torch.no_grad():
         kept.weight.copy_(table.weight[list(rows)])
     encoder.set_input_embeddings(kept)
-    encoder.config.vocab_size = len(rows)
+    config.vocab_size = len(rows)
     return encoder
+
+
+def _moved(old: int | list[int], place: Mapping[int, int], field: str) -> int | list[int]:
+    """New id of the special token `old` (or of several)."""
+    if isinstance(old, list):
+        return [cast(int, _moved(index, place, field)) for index in old]
+    if old not in place:
+        raise ModelError(
+            f"the trimmed vocabulary leaves out row {old}, which is {field}",
+            where="rows",
+            remedy="keep the rows of all special tokens",
+        )
+    return place[old]
 
 
 def _load_checkpoint(name: str) -> PreTrainedModel:

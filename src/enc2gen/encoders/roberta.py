@@ -13,7 +13,6 @@ class RobertaDonor(BertDonor):
     family: ClassVar[str] = "roberta"
     model_types: ClassVar[tuple[str, ...]] = ("roberta", "xlm-roberta")
 
-    @property
-    def position_offset(self) -> int:
+    def _position_offset(self) -> int:
         """The first token reads row `pad_token_id + 1`; row `pad_token_id` belongs to padding."""
         return int(self.config.pad_token_id) + 1

@@ -252,6 +252,11 @@ def generate_command(recipe: Recipe, workspace: Workspace, outputs: Mapping[str,
     return f"echo {quoted} | {generate}"
 
 
+def grows_from(recipe: Recipe, system: str, variant: str) -> bool:
+    """Whether `system` grew out of the prepared encoder `variant`."""
+    return recipe.systems[system].start is None and recipe.variant(system) == variant
+
+
 def language_heading(metrics: Mapping[str, Any], language: str) -> str:
     """`Kazakh (kk), 443 test sentences`."""
     counts = {
@@ -278,7 +283,7 @@ def durations(recipe: Recipe, metrics: Mapping[str, Any]) -> list[tuple[str, flo
     """Stage and seconds, in order; stages of systems that the recipe no longer has are left out."""
     measured: Mapping[str, float] = metrics.get("seconds", {})
     rows = [("prepare", measured["prepare"])] if "prepare" in measured else []
-    for stage in ("build", "pretrain", "finetune", "evaluate"):
+    for stage in ("vocabulary", "adapt", "build", "pretrain", "finetune", "evaluate"):
         for name in (*recipe.systems, *(("floors",) if stage == "evaluate" else ())):
             seconds = measured.get(f"{stage}-{name}")
             # A resumed stage only timed its last part; the trainer knows the whole.

@@ -1,4 +1,4 @@
-"""Stage `prepare`: read the corpora, split them, trim the vocabulary."""
+"""Stage `prepare`: read the corpora and split them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from enc2gen.corpora.builtin import split_of
-from enc2gen.corpora.languages import language_name, normalise_language
+from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records
 from enc2gen.data.tasks import Example, build_task
-from enc2gen.encoders.loading import encoder_positions, load_tokenizer
+from enc2gen.encoders.loading import encoder_positions
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.experiments.recipe import DatasetConfig, MonolingualConfig, Recipe
 from enc2gen.experiments.workspace import Workspace
-from enc2gen.tokenization.vocabulary import trim_vocabulary, unknown_rate
 
 SPLITS = ("train", "dev", "test")
-UNKNOWN_WARNING, UNKNOWN_LIMIT = 0.05, 0.5
-"""Share of a language's characters inside <unk> from which a run warns, and from which it refuses (our choice)."""
-
 _EXAMPLE = pa.schema(
     [
         ("source", pa.string()),
@@ -60,7 +56,7 @@ class PreparedData:
 
 
 def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) -> None:
-    """Write `data/*.parquet`, `data/summary.json` and `tokenizer/`.
+    """Write `data/*.parquet` and `data/summary.json`.
 
     Raises:
         DataError: a corpus is missing, empty or does not fit its mapping; or nothing is left to train on or test with.
@@ -85,20 +81,16 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     texts.close()
     _check_counts(recipe, counts, by_source)
     tags = _languages(recipe, PreparedData(workspace.data))
-    vocabulary = _build_tokenizer(recipe, workspace, log)
     summary: dict[str, Any] = {
         "languages": tags,
         "counts": {
             split: {tag: n for (s, tag), n in sorted(counts.items()) if s == split}
             for split in (*SPLITS, "monolingual")
         },
-        "vocabulary": vocabulary,
     }
     workspace.write_json(workspace.data / "summary.json", summary)
     for split in SPLITS:
         log(f"{split}: " + ", ".join(f"{tag} {n:,}" for tag, n in summary["counts"][split].items()))
-    if vocabulary["kept_ids"] is not None:
-        log(f"vocabulary: {vocabulary['tokens_before']:,} tokens trimmed to {vocabulary['tokens']:,}")
 
 
 def fingerprint(*names: str) -> list[dict[str, Any]]:
@@ -205,14 +197,15 @@ def _corpus_texts(corpus: MonolingualConfig, recipe: Recipe) -> Iterator[tuple[s
 
 def _check_lengths(recipe: Recipe) -> None:
     """Refuse length limits that the encoder has no positions for."""
-    positions = encoder_positions(recipe.encoder.name)
-    for name in ("max_source_length", "max_target_length"):
-        if getattr(recipe.data, name) > positions:
-            raise ConfigError(
-                f"{getattr(recipe.data, name)} tokens, but {recipe.encoder.name} has positions for {positions}",
-                where=f"data.{name}",
-                remedy=f"set it to {positions} or less",
-            )
+    for encoder in dict.fromkeys((recipe.encoder.name, *(config.name for config in recipe.variants.values()))):
+        positions = encoder_positions(encoder)
+        for name in ("max_source_length", "max_target_length"):
+            if getattr(recipe.data, name) > positions:
+                raise ConfigError(
+                    f"{getattr(recipe.data, name)} tokens, but {encoder} has positions for {positions}",
+                    where=f"data.{name}",
+                    remedy=f"set it to {positions} or less",
+                )
 
 
 def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]], by_source: Counter[tuple[str | None, str]]) -> None:
@@ -242,34 +235,3 @@ def _languages(recipe: Recipe, data: PreparedData) -> list[str]:
         seen |= set(table.unique("source_language")) | set(table.unique("target_language"))
     seen |= set(data.texts().unique("language"))
     return [*recipe.languages, *sorted(tag for tag in seen if tag and tag not in recipe.languages)]
-
-
-def _build_tokenizer(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) -> dict[str, Any]:
-    """Save the run's tokenizer (language tokens come later, with each system); returns sizes and kept ids."""
-    tokenizer = load_tokenizer(recipe.encoder.name)
-    before, kept = len(tokenizer), None
-    data = PreparedData(workspace.data)
-    if recipe.encoder.trim_vocabulary:
-        train = data.examples("train")
-        texts = (str(text) for name in ("source", "target") for text in train[name])
-        trimmed = trim_vocabulary(tokenizer, (*texts, *data.texts()["text"]))
-        tokenizer, kept = trimmed.tokenizer, trimmed.kept_ids
-    tokenizer.save_pretrained(workspace.tokenizer)
-    unknown = _unknown_rates(tokenizer, data)
-    for tag, rate in unknown.items():
-        if rate > UNKNOWN_LIMIT:
-            raise DataError(
-                f"{rate:.0%} of the {language_name(tag)} test characters are unknown to the encoder's tokenizer",
-                where=recipe.encoder.name,
-                remedy=f"choose an encoder whose vocabulary covers {language_name(tag)} (Tibetan: hfl/cino-base-v2)",
-            )
-        if rate > UNKNOWN_WARNING:
-            log(f"warning: {rate:.0%} of the {tag} test characters are unknown to the encoder's tokenizer and get lost")
-    return {"tokens_before": before, "tokens": len(tokenizer), "kept_ids": kept, "unknown_rate": unknown}
-
-
-def _unknown_rates(tokenizer: Any, data: PreparedData, sample: int = 500) -> dict[str, float]:
-    texts: dict[str, list[str]] = {}
-    for row in data.examples("test"):
-        texts.setdefault(row["target_language"], []).append(row["target"])
-    return {tag: unknown_rate(tokenizer, rows[:sample]) for tag, rows in texts.items()}

@@ -21,6 +21,7 @@ from enc2gen.data.noising import NoiseConfig
 from enc2gen.data.tasks import build_task
 from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.evaluation.metrics import METRICS
+from enc2gen.experiments.encoder_config import EncoderConfig
 from enc2gen.generation.generator import DecodingConfig
 from enc2gen.models.baselines import PRESETS, check_options
 from enc2gen.training.config import TrainingConfig
@@ -36,20 +37,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class EncoderConfig(_Section):
-    """The pretrained encoder and what is kept of it."""
-
-    name: str = Field(description="Hub name, folder, or embedded:multilingual-e5-small")
-    layers: list[int] | None = Field(
-        default=None, description="encoder layers to keep, all by default (small machines)"
-    )
-    trim_vocabulary: bool = Field(
-        default=False,
-        description="keep only tokens that the training data uses (embedding rows are most of the weights)",
-    )
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the encoder's dropout rates")
-
-
 class DatasetConfig(_Section):
     """One corpus with a task's mapping from fields to (source, target)."""
 
@@ -57,7 +44,8 @@ class DatasetConfig(_Section):
         description="file, folder, hub:owner/name or builtin:localisation; {languages}: the recipe's languages"
     )
     task: str = Field(
-        default="translation", description="translation, summarisation, reading-comprehension, text-to-text"
+        default="translation",
+        description="translation, summarisation, reading-comprehension, continuation, text-to-text",
     )
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
     split: str = Field(default="train", description="split to read, for Hub data sets")
@@ -131,6 +119,9 @@ class SystemConfig(_Section):
     )
     start: str | None = Field(
         default=None, description="trained model (folder or Hub name) to go on from, instead of growing a new one"
+    )
+    encoder: dict[str, Any] = Field(
+        default_factory=dict, description="settings of `encoder` that are different for this system, nested alike"
     )
     pretrain: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for pretraining")
     finetune: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for fine-tuning")
@@ -217,9 +208,11 @@ class Recipe(_Section):
                 raise ValueError(
                     f"systems.{name}: use letters, digits, '-', '_' and '.', and not {' or '.join(FLOORS)}"
                 )
-            if system.start and self.encoder.trim_vocabulary:
+            encoder = self.encoder_of(name)
+            if system.start and (encoder.trim_vocabulary or encoder.changes_weights):
                 raise ValueError(
-                    f"systems.{name}.start goes with its own vocabulary: set encoder.trim_vocabulary to false"
+                    f"systems.{name}.start goes with its own vocabulary and encoder: set encoder.trim_vocabulary to false, "
+                    "and neither encoder.extend_vocabulary nor encoder.adapt"
                 )
             for stage in STAGE_NAMES:
                 self.training(name, stage, system)
@@ -235,6 +228,31 @@ class Recipe(_Section):
         """The system that is published as `model/`."""
         return next(iter(self.systems))
 
+    def encoder_of(self, name: str) -> EncoderConfig:
+        """The encoder of a system: the recipe's, with the system's own settings on top."""
+        own = self.systems[name].encoder
+        try:
+            return EncoderConfig(**_merge(self.encoder.model_dump(), own)) if own else self.encoder
+        except ValidationError as error:
+            raise ValueError(
+                "; ".join(f"systems.{name}.encoder.{line}" for line in _problems(error, EncoderConfig))
+            ) from error
+
+    def variant(self, name: str) -> str:
+        """Which prepared encoder a system takes: the name of the first system with equal encoder settings."""
+        wanted = self.encoder_of(name)
+        return next(other for other in self._grown if self.encoder_of(other) == wanted)
+
+    @property
+    def variants(self) -> dict[str, EncoderConfig]:
+        """The different encoders that the recipe's systems grow from, by the name of their first system."""
+        return {name: self.encoder_of(name) for name in dict.fromkeys(map(self.variant, self._grown))}
+
+    @property
+    def _grown(self) -> list[str]:
+        """Systems that grow from an encoder, rather than start from a trained model."""
+        return [name for name, system in self.systems.items() if system.start is None]
+
     def training(self, name: str, stage: StageName, system: SystemConfig | None = None) -> TrainingConfig | None:
         """Training settings of a system in a stage: the stage's, the system's own on top, the recipe's seed."""
         section: StageConfig | None = getattr(self, stage)
@@ -249,6 +267,15 @@ class Recipe(_Section):
             raise ValueError(
                 "; ".join(f"systems.{name}.{stage}.{line}" for line in _problems(error, TrainingConfig))
             ) from error
+
+
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `own`, section by section."""
+    merged = dict(base)
+    for key, value in own.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: Sequence[str] = ()) -> Recipe:
@@ -290,15 +317,24 @@ def _override(content: dict[str, Any], override: str) -> None:
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"{override!r} is not of the form section.key=value", where="--set")
-    node: Any = content
-    for key in keys[:-1]:
-        node = node.setdefault(key, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise ConfigError(f"{name!r} names nothing in this recipe", where="--set", remedy="check the section names")
     try:
-        node[keys[-1]] = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {name!r} is not YAML: {value!r}", where="--set") from error
+    node: Any = content
+    for number, key in enumerate(keys):
+        last = number == len(keys) - 1
+        place = int(key) if isinstance(node, list) and key.isdigit() and int(key) < len(node) else key
+        if not isinstance(node, dict) and not isinstance(place, int):
+            raise ConfigError(
+                f"{name!r} names nothing in this recipe",
+                where="--set",
+                remedy="check the section names; entries of lists are counted from 0",
+            )
+        if last:
+            node[place] = parsed
+        else:
+            node = node[place] if isinstance(place, int) else node.setdefault(place, {})
 
 
 def _all_problems(error: ValidationError) -> str:

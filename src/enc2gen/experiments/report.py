@@ -104,6 +104,8 @@ def _context(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -
         "system_terms": _system_terms(recipe, metrics),
         "languages": [_language(recipe, metrics, tag) for tag in tags],
         "signatures": _signatures(metrics),
+        "paired": _paired(metrics),
+        "encoders": _encoders(recipe, metrics),
         "source_use": _source_use(metrics, tags),
         "samples": findings.choose_samples(outputs, recipe.evaluate.samples, recipe.seed),
         "language_name": language_name,
@@ -209,6 +211,32 @@ def _source_use(metrics: Mapping[str, Any], tags: Sequence[str]) -> list[dict[st
                         **{key: by_language[tag].get(key) for key in ("distinct_outputs", "outputs")},
                     }
                 )
+    return rows
+
+
+def _paired(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the paired comparison, language by language."""
+    return [
+        {"language": language_name(tag), "system": system, **difference}
+        for tag, others in metrics.get("paired", {}).items()
+        for system, difference in others.items()
+    ]
+
+
+def _encoders(recipe: Recipe, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Vocabulary and adaptation of each encoder, with the systems that grew from it."""
+    rows = []
+    for variant, record in metrics.get("encoders", {}).items():
+        extension = recipe.variants[variant].extend_vocabulary
+        after = record["unknown_rate"]
+        rows.append(
+            {
+                **record,
+                "systems": [name for name in recipe.systems if findings.grows_from(recipe, name, variant)],
+                "initialisation": extension.initialisation.method if extension else NOTHING,
+                "unknown": [(tag, record["unknown_rate_before"][tag], rate) for tag, rate in after.items()],
+            }
+        )
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Carry out a recipe: prepare -> build -> pretrain -> finetune -> evaluate -> report, each stage cached."""
+"""Carry out a recipe: prepare -> adapt -> build -> pretrain -> finetune -> evaluate -> report, each stage cached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from enc2gen import __version__
 from enc2gen.evaluation.metrics import METRICS
-from enc2gen.experiments import systems
+from enc2gen.experiments import encoders, systems
+from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
 from enc2gen.experiments.prepare import data_files, fingerprint, prepare
 from enc2gen.experiments.recipe import Recipe, digest
@@ -26,7 +27,7 @@ from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.training.runtime import locked_folder
 
-STAGES = ("prepare", "build", "pretrain", "finetune", "evaluate", "report")
+STAGES = ("prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report")
 
 
 class Run:
@@ -85,19 +86,55 @@ class Run:
         depends = {
             "version": __version__,
             "data": recipe.data.model_dump(mode="json"),
-            "files": fingerprint(*data_files(recipe), recipe.encoder.name),
+            "files": fingerprint(*data_files(recipe)),
             "languages": recipe.languages,
-            "encoder": [recipe.encoder.name, recipe.encoder.trim_vocabulary],
+            "encoders": [recipe.encoder.name, *(config.name for config in recipe.variants.values())],
         }
         self._stage("prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data)
+
+    def _adapt(self) -> None:
+        for name, config in self.recipe.variants.items():
+            vocabulary = {
+                "prepare": self.keys["prepare"],
+                "encoder": config.model_dump(mode="json", exclude={"adapt", "dropout"}),
+                "adapts": config.adapt is not None,
+                "files": fingerprint(config.name),
+                "seed": self.recipe.seed,
+            }
+            self._stage(
+                f"vocabulary-{name}",
+                vocabulary,
+                partial(encoders.make_vocabulary, self.recipe, self.workspace, name, self.log),
+                self.workspace.encoder(name),
+            )
+            if config.adapt is not None:
+                self._stage(
+                    f"adapt-{name}",
+                    {"vocabulary": self.keys[f"vocabulary-{name}"], "adapt": encoders.adaptation_identity(config.adapt)},
+                    partial(self._adapt_one, name),
+                    self.workspace.encoder(name, "adaptation"),
+                    everywhere=True,
+                )
+
+    def _adapt_one(self, name: str) -> None:
+        if encoders.adapt(self.recipe, self.workspace, name, self.log):
+            raise systems.Interrupted(
+                "interrupted; everything is saved", where=str(self.workspace.encoder(name, "adaptation"))
+            )
+
+    def _encoder_key(self, name: str) -> str:
+        if self.recipe.systems[name].start is not None:
+            return self.keys["prepare"]
+        variant = self.recipe.variant(name)
+        return self.keys.get(f"adapt-{variant}") or self.keys[f"vocabulary-{variant}"]
 
     def _build(self) -> None:
         for name, system in self.recipe.systems.items():
             depends = {
-                "prepare": self.keys["prepare"],
+                "prepare": self._encoder_key(name),
                 "system": [system.preset, system.options, system.start],
                 "start": fingerprint(system.start) if system.start else [],
-                "encoder": self.recipe.encoder.model_dump(mode="json"),
+                "dropout": self.recipe.encoder_of(name).dropout,
                 "seed": self.recipe.seed,
             }
             self._stage(
@@ -186,6 +223,13 @@ class Run:
             shutil.rmtree(target)
         temporary.rename(target)
 
+    def _encoder_record(self, variant: str) -> dict[str, Any]:
+        """What became of an encoder: sizes, unknown rates and, where it was adapted, its masked-LM losses."""
+        record = self.workspace.read_json(self.workspace.encoder(variant, "vocabulary.json"))
+        del record["kept_ids"]
+        adapted = self.workspace.encoder(variant, "adaptation.json")
+        return record | {"adapted": self.workspace.read_json(adapted) if adapted.exists() else None}
+
     def collect(self) -> dict[str, Any]:
         """Everything measured: what `metrics.json` holds."""
         floors = self.workspace.read_json(self.workspace.root / "floors.json")
@@ -211,6 +255,8 @@ class Run:
             "higher_is_better": {name: METRICS.get(name).higher_is_better for name in self.recipe.evaluate.metrics},
             "systems": {name: entry["scores"] for name, entry in measured.items()} | floors,
             "source_use": {name: entry["source_use"] for name, entry in measured.items()},
+            "paired": paired_comparisons(self.recipe, self.workspace),
+            "encoders": {name: self._encoder_record(name) for name in self.recipe.variants},
             "training": training,
             "seconds": self.workspace.seconds(),
         }

@@ -13,8 +13,9 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedMode
 
 import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.data.batching import Batch, evaluation_batches
-from enc2gen.encoders.loading import load_encoder, load_tokenizer
-from enc2gen.errors import Enc2genError, ModelError
+from enc2gen.encoders.loading import load_tokenizer
+from enc2gen.errors import ConfigError, Enc2genError, ModelError
+from enc2gen.experiments.encoders import prepared_encoder
 from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import Recipe, StageName
@@ -46,13 +47,14 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     if system.start is not None:
         _go_on(system.start, workspace, name, recipe, log, summary["languages"])
         return
-    encoder = load_encoder(recipe.encoder.name, rows=summary["vocabulary"]["kept_ids"])
-    encoder.config.name_or_path = recipe.encoder.name
+    config = recipe.encoder_of(name)
+    encoder, tokenizer, layers = prepared_encoder(recipe, workspace, name)
     options = dict(system.options)
-    for key, value in (("encoder_layers", recipe.encoder.layers), ("dropout", recipe.encoder.dropout)):
+    for key, value in (("encoder_layers", layers), ("dropout", config.dropout)):
         if value is not None:
             options.setdefault(key, value)
-    tokenizer = load_tokenizer(workspace.tokenizer)
+    if layers is None and config.layers is not None and options.get("donor_layers") is not None:
+        options["donor_layers"] = _renumbered(options["donor_layers"], config.layers)
     model = build_system(
         system.preset,
         encoder,
@@ -63,7 +65,22 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     )
     sources = PreparedData(workspace.data).examples("train").unique("source_language")
     model.config.default_source_language = sources[0] if len(sources) == 1 else None
-    _save(model, workspace, name, recipe, log, getattr(model, "tokenizer", None) or _with_languages(workspace, model))
+    own = getattr(model, "tokenizer", None)
+    if own is None:
+        own = tokenizer
+        add_language_tokens(own, list(model.config.languages))
+    _save(model, workspace, name, recipe, log, own)
+
+
+def _renumbered(donors: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """Donor layers, given in the encoder's own numbering, as indices into the layers that were kept."""
+    if foreign := [layer for layer in donors if layer not in kept]:
+        raise ConfigError(
+            f"donor layers {foreign} are not among the encoder's layers {list(kept)}",
+            where="systems.options.donor_layers",
+            remedy="use layers that encoder.layers keeps",
+        )
+    return [kept.index(layer) for layer in donors]
 
 
 def _go_on(start: str, workspace: Workspace, name: str, recipe: Recipe, log: Log, languages: Sequence[str]) -> None:
@@ -100,12 +117,6 @@ def _save(
         if (report := getattr(model, "init_report", None)) is not None:
             report.save(folder / REPORT_FILE)
     log(f"{name}: {model.num_parameters():,} parameters; outputs are limited to {limit} tokens, learnt from the data")
-
-
-def _with_languages(workspace: Workspace, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(workspace.tokenizer)
-    add_language_tokens(tokenizer, list(model.config.languages))
-    return tokenizer
 
 
 def _limits(recipe: Recipe) -> dict[str, Any]:

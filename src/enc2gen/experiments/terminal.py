@@ -30,6 +30,7 @@ def print_results(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, An
     tags = findings.languages_of(recipe, metrics)
     for tag in tags:
         _print_scores(metrics, tag, console)
+    _print_paired(metrics, console)
     _print_source_use(metrics, tags, console)
     chosen = findings.choose_samples(outputs, recipe.evaluate.samples, recipe.seed)
     _print_samples(chosen, recipe, console)
@@ -104,6 +105,18 @@ def _score_cell(score: Mapping[str, Any] | None, best: float | None) -> Text:
         return Text("not measurable", style="dim")
     value = (f"{score['value']:.1f}", "bold green" if score["value"] == best else "")
     return Text.assemble(value, "\n", (f"{score['low']:.1f} - {score['high']:.1f}", "dim"))
+
+
+def _print_paired(metrics: Mapping[str, Any], console: Console) -> None:
+    rows = [(tag, system, row) for tag, others in metrics.get("paired", {}).items() for system, row in others.items()]
+    if not rows:
+        return
+    main, label = next(iter(metrics["systems"])), METRIC_LABELS.get(rows[0][2]["metric"], rows[0][2]["metric"])
+    _heading(f"{main} against the others, sentence by sentence", console)
+    for tag, system, row in rows:
+        interval = f"[{row['low']:+.1f}, {row['high']:+.1f}]"
+        console.print(Padding(Text(f"{tag}  {row['value']:+.1f} {label} over {system}  {interval}"), (0, 2)))
+    _note("In brackets the paired 95 % bootstrap interval of the difference.", console)
 
 
 def _print_source_use(metrics: Mapping[str, Any], tags: Sequence[str], console: Console) -> None:

@@ -70,10 +70,9 @@ class Workspace:
         """Prepared examples."""
         return self.root / "data"
 
-    @property
-    def tokenizer(self) -> Path:
-        """Tokenizer of the run, before language tokens are added."""
-        return self.root / "tokenizer"
+    def encoder(self, variant: str, *parts: str) -> Path:
+        """Folder of a prepared encoder and its tokenizer, before language tokens are added."""
+        return self.root.joinpath("encoders", variant, *parts)
 
     def system(self, name: str, *parts: str) -> Path:
         """Folder of a system."""
@@ -136,7 +135,7 @@ class Workspace:
     def _begin(self, stage: str, key: str, folder: Path | None) -> None:
         started = self.root / "stages" / f"{stage}.started"
         if folder is not None and folder.exists() and (not started.exists() or started.read_text() != key):
-            if (folder / "checkpoints").exists() and not self.overwrite:
+            if any(folder.rglob("checkpoints")) and not self.overwrite:
                 raise OutputError(
                     "this folder holds training with other settings, data or seed",
                     where=str(folder),

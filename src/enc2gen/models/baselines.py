@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, EncoderDecoderModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.swcm.configuration import growth_options
-from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, extend_vocabulary, fill_rows
+from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, fill_rows, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
 from enc2gen.registry import Registry
@@ -105,13 +106,19 @@ def warm_start(
     transformers gets (transformers 5 ignores `tie_encoder_decoder`).
 
     Raises:
-        ModelError: a tensor of the encoder found no place.
+        ModelError: transformers has no decoder of this family, or a tensor of the encoder found no place.
     """
     loaded = load_encoder(encoder)
+    if type(loaded.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"transformers has no decoder with cross-attention for {loaded.config.model_type!r} encoders",
+            where="preset warm-start",
+            remedy="use another baseline: random-decoder, no-sharing, base-a or base-b",
+        )
     if encoder_layers is not None:
         loaded = copy.deepcopy(loaded)
         donor_for(loaded.config).keep_layers(loaded, list(encoder_layers))
-    tokenizer, ids, fresh_rows = extend_vocabulary(encoder, loaded, tokenizer, languages)
+    tokenizer, ids, fresh_rows = with_language_tokens(encoder, loaded, tokenizer, languages)
     words = donor_for(loaded.config).word_embeddings()
     state = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("pooler.")}
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +126,7 @@ def warm_start(
         state[words] = fill_rows(state[words], max([len(state[words]), *(i + 1 for i in ids.values())]), fresh_rows)
         settings = loaded.config.to_dict() | {"vocab_size": len(state[words])}
         if dropout is not None:
-            settings |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+            settings |= dict.fromkeys(donor_for(loaded.config).dropout_fields, dropout)
         config = loaded.config.from_dict(settings)
         own = cast(Any, type(loaded))(config, add_pooling_layer=False)
         decoder = AutoModelForCausalLM.from_config(

@@ -7,20 +7,29 @@ thousand pieces of it; the rest is memory and softmax time.
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from enc2gen.errors import ModelError
-from enc2gen.tokenization.tokenizer import adopt_backend, protect_special_tokens
-
-_SUPPORTED = ("Unigram", "WordPiece")
-_WORD_START = "▁"  # SentencePiece's space
+from enc2gen.tokenization.merging import MergeParts
+from enc2gen.tokenization.pieces import (
+    BYTE_LEVEL,
+    BYTE_PIECE,
+    WORD_START,
+    byte_level_text,
+    is_byte_level,
+    merge_pairs,
+    piece_list,
+    require_kind,
+    require_plain_merges,
+    script,
+    wrap_backend,
+)
+from enc2gen.tokenization.tokenizer import protect_special_tokens
 
 
 @dataclass
@@ -43,46 +52,45 @@ def trim_vocabulary(
     keep: Iterable[str] = (),
     max_size: int | None = None,
 ) -> TrimmedVocabulary:
-    """Cut a Unigram or WordPiece vocabulary to what `texts` use.
+    """Cut a Unigram, BPE or WordPiece vocabulary to what `texts` use.
 
     Kept, in this order of new ids: special and added tokens (language tokens too), then in old order every
     piece that `texts` are split into, `keep`, and every single-character piece of the scripts in `texts`, so
-    that unseen text of those scripts can still be spelt. Each text is split into the same pieces as before.
+    that unseen text of those scripts can still be spelt. Of BPE vocabularies also every piece that these are
+    merged from, and in byte-level ones every byte. Each text is split into the same pieces as before.
 
     Args:
         tokenizer: the fast tokenizer to cut; left as it is, but no longer reads text as special tokens.
         texts: all text that must be split as before.
         keep: pieces to keep besides, for example "▁the".
-        max_size: fill up to this size with the likeliest other pieces (Unigram: by score; WordPiece: by id,
+        max_size: fill up to this size with the likeliest other pieces (Unigram: by score; others: by id,
             which mostly follows frequency) of the scripts seen. What must be kept is kept beyond it, too.
             No filling if None.
 
     Raises:
-        ModelError: the tokenizer is slow, of another kind (BPE), or lacks a piece of `keep`.
+        ModelError: the tokenizer is slow, of another kind, or lacks a piece of `keep`.
     """
     backend = protect_special_tokens(tokenizer)
     state = json.loads(backend.to_str())
     kind = state["model"]["type"]
-    if kind not in _SUPPORTED:
-        raise ModelError(
-            f"the vocabulary of a {kind} tokenizer cannot be trimmed",
-            where=tokenizer.name_or_path or None,
-            remedy=f"keep the whole vocabulary, or use an encoder with one of: {', '.join(_SUPPORTED)}",
-        )
-    pieces = _piece_list(state["model"])
+    require_kind(kind, "trimmed", tokenizer.name_or_path)
+    if kind == "BPE":
+        require_plain_merges(state["model"], tokenizer.name_or_path or None)
+    pieces = piece_list(state)
     first = _first_ids(tokenizer, state, pieces)
     texts = list(texts)
     used, characters = _usage(backend, texts)
-    chosen = used | _ids_of(keep, pieces, tokenizer) | _required(state["model"], pieces, backend, texts)
-    scripts = {script for script in map(_script, characters) if script}
-    chosen |= {i for i, piece in enumerate(pieces) if _is_spelling(piece, kind, characters, scripts)}
-    chosen.difference_update(first)
+    chosen = used | _ids_of(keep, pieces, tokenizer) | _required(state, pieces, backend, texts)
+    scripts = {name for name in map(script, characters) if name}
+    cores = _cores(state, pieces)
+    chosen |= {i for i, core in enumerate(cores) if len(core) == 1 and (core in characters or script(core) in scripts)}
+    chosen = _with_parts(chosen, state["model"], pieces).difference(first)
     if max_size is not None:
-        spare = max(0, max_size - len(first) - len(chosen))
-        chosen |= set(_likeliest(state["model"], pieces, chosen.union(first), scripts)[:spare])
+        room = max_size - len(first)
+        _fill(chosen, room, _likeliest(state["model"], cores, chosen.union(first), scripts), state["model"], pieces)
     kept_ids = [*first, *sorted(chosen)]
     trimmed = Tokenizer.from_str(json.dumps(_rewrite(state, pieces, kept_ids)))
-    return TrimmedVocabulary(_wrap(tokenizer, trimmed), kept_ids)
+    return TrimmedVocabulary(wrap_backend(tokenizer, trimmed), kept_ids)
 
 
 def unknown_rate(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
@@ -112,16 +120,6 @@ def _encode(backend: Tokenizer, texts: list[str], *, offsets: bool = False) -> l
     return encode(texts, add_special_tokens=False)
 
 
-def _piece_list(model: Mapping[str, Any]) -> list[str]:
-    """Pieces of the model (without tokens added later) in id order."""
-    if model["type"] == "Unigram":
-        return [piece for piece, _ in model["vocab"]]
-    pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    if [model["vocab"][piece] for piece in pieces] != list(range(len(pieces))):
-        raise ModelError("the ids of the vocabulary have gaps", remedy="keep the whole vocabulary")
-    return pieces
-
-
 def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], pieces: Sequence[str]) -> list[int]:
     """Old ids of special and added tokens and of the unknown piece, ascending."""
     model = state["model"]
@@ -129,7 +127,7 @@ def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], pie
     found = {token["id"] for token in state["added_tokens"]} | set(tokenizer.all_special_ids)
     found |= set() if unknown is None else {unknown}
     if model.get("byte_fallback"):
-        found |= {i for i, piece in enumerate(pieces) if len(piece) == 6 and piece.startswith("<0x")}
+        found |= {i for i, piece in enumerate(pieces) if BYTE_PIECE.fullmatch(piece)}
     return sorted(found)
 
 
@@ -149,18 +147,21 @@ def _ids_of(keep: Iterable[str], pieces: Sequence[str], tokenizer: PreTrainedTok
     if missing := sorted(wanted - found.keys() - tokenizer.get_added_vocab().keys()):
         raise ModelError(
             f"the vocabulary has no piece {missing[0]!r} to keep ({len(missing)} missing)",
-            remedy=f"pieces that begin a word are written with {_WORD_START!r} in Unigram vocabularies",
+            remedy=f"pieces that begin a word are written with {WORD_START!r} in Unigram vocabularies",
         )
     return set(found.values())
 
 
-def _required(model: Mapping[str, Any], pieces: Sequence[str], backend: Tokenizer, texts: list[str]) -> set[int]:
+def _required(state: Mapping[str, Any], pieces: Sequence[str], backend: Tokenizer, texts: list[str]) -> set[int]:
     """Pieces that need not occur in the split texts but without which texts would be split otherwise."""
+    model = state["model"]
     if model["type"] == "Unigram":
         # The score of the unknown piece is derived from the lowest score in the vocabulary. The lone space
         # mark stands before unseen words.
-        lowest = min(range(len(pieces)), key=lambda i: model["vocab"][i][1])
-        return {lowest, *(i for i, piece in enumerate(pieces) if piece == _WORD_START)}
+        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
+        return {lowest, *(i for i, piece in enumerate(pieces) if piece == WORD_START)}
+    if model["type"] == "BPE":  # every byte has a piece
+        return {i for i, piece in enumerate(pieces) if piece in BYTE_LEVEL} if is_byte_level(state) else set()
     # Longest-match splitting that ends in "unknown" took pieces on its way; without them it could succeed.
     vocabulary, prefix = model["vocab"], model["continuing_subword_prefix"]
     normaliser, splitter = backend.normalizer, backend.pre_tokenizer
@@ -185,44 +186,59 @@ def _longest_matches(word: str, vocabulary: Mapping[str, int], prefix: str) -> l
     return found
 
 
-@cache
-def _script(character: str) -> str:
-    """First word of the Unicode name of a letter, mark or digit: "CYRILLIC", "TIBETAN", "CJK"."""
-    if unicodedata.category(character)[0] not in "LMN":
-        return ""
-    return unicodedata.name(character, "").partition(" ")[0]
+def _cores(state: Mapping[str, Any], pieces: Sequence[str]) -> list[str]:
+    """Text of each piece without the mark of its place in the word; "" if it is not whole characters."""
+    kind = state["model"]["type"]
+    if kind == "WordPiece":
+        prefix = state["model"]["continuing_subword_prefix"]
+        return [piece.removeprefix(prefix) or piece for piece in pieces]
+    if kind == "BPE" and is_byte_level(state):
+        texts = [byte_level_text(piece) for piece in pieces]
+        return [text.removeprefix(" ") or text for text in texts]
+    return [piece.removeprefix(WORD_START) or piece for piece in pieces]
 
 
-def _core(piece: str, kind: str) -> str:
-    """`piece` without the mark of its place in the word."""
-    return piece.removeprefix("##") if kind == "WordPiece" else piece.removeprefix(_WORD_START)
+def _with_parts(chosen: set[int], model: Mapping[str, Any], pieces: Sequence[str]) -> set[int]:
+    """`chosen` and, for BPE, the pieces that they are merged from."""
+    if model["type"] != "BPE":
+        return chosen
+    parts = MergeParts(model["vocab"], merge_pairs(model))
+    return chosen.union(*(parts.of(pieces[i]) for i in chosen))
 
 
-def _is_spelling(piece: str, kind: str, characters: set[str], scripts: set[str]) -> bool:
-    core = _core(piece, kind) or piece
-    return len(core) == 1 and (core in characters or _script(core) in scripts)
+def _fill(chosen: set[int], room: int, more: Iterable[int], model: Mapping[str, Any], pieces: Sequence[str]) -> None:
+    """Add pieces of `more`, with what they are merged from, to `chosen` until it has `room` ids."""
+    parts = MergeParts(model["vocab"], merge_pairs(model)) if model["type"] == "BPE" else None
+    for i in more:
+        if len(chosen) >= room:
+            break
+        needed = {i} if parts is None else parts.of(pieces[i]) - chosen
+        if len(chosen) + len(needed) <= room:
+            chosen |= needed
 
 
-def _likeliest(model: Mapping[str, Any], pieces: Sequence[str], present: set[int], scripts: set[str]) -> list[int]:
+def _likeliest(model: Mapping[str, Any], cores: Sequence[str], present: set[int], scripts: set[str]) -> list[int]:
     """Other pieces of the scripts seen, likeliest first."""
-    kind = model["type"]
-    absent = [i for i in range(len(pieces)) if i not in present]
-    found = [i for i in absent if all(_script(c) in scripts for c in _core(pieces[i], kind))]
-    return found if kind == "WordPiece" else sorted(found, key=lambda i: -model["vocab"][i][1])
+    absent = [i for i in range(len(cores)) if i not in present]
+    found = [i for i in absent if cores[i] and all(script(c) in scripts for c in cores[i])]
+    return sorted(found, key=lambda i: -model["vocab"][i][1]) if model["type"] == "Unigram" else found
 
 
 def _rewrite(state: dict[str, Any], pieces: Sequence[str], kept_ids: Sequence[int]) -> dict[str, Any]:
     """The tokenizer's serialised form with only `kept_ids`, renumbered; everything else as it was."""
     new_id = {old: new for new, old in enumerate(kept_ids)}
-    added = {token["id"]: token["content"] for token in state["added_tokens"]}
     model = state["model"]
-    names = [pieces[i] if i < len(pieces) else added[i] for i in kept_ids]
+    names = [pieces[i] for i in kept_ids]
     if model["type"] == "Unigram":
-        scores = [model["vocab"][i][1] if i < len(pieces) else 0.0 for i in kept_ids]
+        scores = [model["vocab"][i][1] if i < len(model["vocab"]) else 0.0 for i in kept_ids]
         model["vocab"] = [list(entry) for entry in zip(names, scores, strict=True)]
         model["unk_id"] = None if model["unk_id"] is None else new_id[model["unk_id"]]
     else:
         model["vocab"] = {name: i for i, name in enumerate(names)}
+    if model["type"] == "BPE":
+        # Also merges that no text needs: unseen text is then split more nearly as before.
+        merges = merge_pairs(model)
+        model["merges"] = [list(m) for m in merges if {*m, "".join(m)} <= model["vocab"].keys()]
     state["added_tokens"] = [{**token, "id": new_id[token["id"]]} for token in state["added_tokens"]]
     if state["post_processor"]:
         _renumber_processor(state["post_processor"], new_id)
@@ -238,23 +254,3 @@ def _renumber_processor(processor: dict[str, Any], new_id: Mapping[int, int]) ->
             processor[field][1] = new_id[processor[field][1]]
     for token in processor.get("special_tokens", {}).values():  # TemplateProcessing
         token["ids"] = [new_id[i] for i in token["ids"]]
-
-
-def _wrap(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """`backend` with the roles and settings of `tokenizer`."""
-    roles = {role: token for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    named = set(roles.values())
-    added = backend.get_added_tokens_decoder()
-    extra = [token for _, token in sorted(added.items()) if token.special and token.content not in named]
-    trimmed = adopt_backend(
-        backend,
-        special_tokens={**roles, "extra_special_tokens": extra},
-        name_or_path=tokenizer.name_or_path,
-        model_max_length=tokenizer.model_max_length,
-        padding_side=tokenizer.padding_side,
-        truncation_side=tokenizer.truncation_side,
-        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
-        model_input_names=tokenizer.model_input_names,
-    )
-    protect_special_tokens(trimmed)  # language tokens are pieces of the model now
-    return trimmed

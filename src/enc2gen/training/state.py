@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from enc2gen.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from enc2gen.data.batching import Batch
+    from enc2gen.data.protocols import TrainingBatch
 
 
 class TrainingStream(Protocol):
@@ -20,7 +20,7 @@ class TrainingStream(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[TrainingBatch]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -75,7 +75,7 @@ class Progress:
     window_targets: int = 0
 
 
-def checked_validation(validation: Mapping[str, Sequence[Batch]]) -> dict[str, Sequence[Batch]]:
+def checked_validation(validation: Mapping[str, Sequence[TrainingBatch]]) -> dict[str, Sequence[TrainingBatch]]:
     """The sets as a dictionary; a set without target tokens is a `ConfigError`."""
     for name, batches in validation.items():
         if not any(int(batch.num_target_tokens) for batch in batches):
@@ -86,7 +86,7 @@ def checked_validation(validation: Mapping[str, Sequence[Batch]]) -> dict[str, S
     return dict(validation)
 
 
-def validation_fingerprint(validation: Mapping[str, Sequence[Batch]]) -> str:
+def validation_fingerprint(validation: Mapping[str, Sequence[TrainingBatch]]) -> str:
     """SHA-256 over names and token ids: early stopping and the best weights depend on them."""
     digest = hashlib.sha256()
     for name, batches in validation.items():

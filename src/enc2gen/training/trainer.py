@@ -58,15 +58,15 @@ from enc2gen.training.state import (
 )
 
 if TYPE_CHECKING:
-    from enc2gen.data.batching import Batch
+    from enc2gen.data.protocols import TrainingBatch
 
 
 class Trainer:
     """Trains `model` on `stream` with AdamW and keeps the best and the latest state in `output_dir`.
 
     Works on any module whose `forward(**inputs)` takes the fields of a batch except the labels and returns an
-    object with `logits`, `[batch, length, vocab]`. Trains in float32: a half-precision model is converted.
-    Under `accelerate launch` process r takes every r-th batch of the same stream.
+    object with `logits`, `[..., vocab]` where the labels are `[...]`. Trains in float32: a half-precision model
+    is converted. Under `accelerate launch` process r takes every r-th batch of the same stream.
 
     Args:
         model: trained in place.
@@ -85,7 +85,7 @@ class Trainer:
         self,
         model: nn.Module,
         stream: TrainingStream,
-        validation: Mapping[str, Sequence[Batch]],
+        validation: Mapping[str, Sequence[TrainingBatch]],
         config: TrainingConfig,
         output_dir: Path,
         callbacks: Sequence[Callback] = (),
@@ -109,7 +109,7 @@ class Trainer:
         ]
         self.progress = Progress()
         self._wrapped: nn.Module = self.model
-        self._batches: Iterator[Batch] = iter(())
+        self._batches: Iterator[TrainingBatch] = iter(())
         self._clock = (0.0, 0)
         self._last_checkpoint: Path | None = None
 
@@ -181,14 +181,14 @@ class Trainer:
         self.progress.tokens += tokens
         return learning_rate, norm_value
 
-    def _loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> TokenLoss:
+    def _loss(self, model: nn.Module, batch: TrainingBatch, label_smoothing: float) -> TokenLoss:
         inputs = batch.to(self.accelerator.device).as_model_inputs()
         labels = inputs.pop("labels")
         with self._autocast():
             logits = model(**inputs, **self._forward_options).logits
         return cross_entropy(logits, labels, label_smoothing)
 
-    def _next_batches(self, step: int) -> tuple[list[Batch], int, int]:
+    def _next_batches(self, step: int) -> tuple[list[TrainingBatch], int, int]:
         """This process's batches of the update; tokens and target tokens over all processes."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         drawn = []
@@ -263,7 +263,7 @@ class Trainer:
         self._lap()
 
     @torch.inference_mode()
-    def evaluate(self, batches: Sequence[Batch]) -> float:
+    def evaluate(self, batches: Sequence[TrainingBatch]) -> float:
         """Mean negative log-likelihood per target token in nats, no dropout, the precision of training."""
         was_training = self.model.training
         self.model.eval()

@@ -29,11 +29,17 @@ class LayerPlan:
         kind: `custom` (self-attention, FFN, cross-attention, FFN) or `normal` (self-attention, cross-attention, FFN).
         first: donor layer of self-attention and the first FFN; `None` for random layers.
         second: donor layer of cross-attention and the second FFN; equal to `first` in XLM-SWCM.
+        rope_theta: base of self-attention's rotary positions; `None`: no rotation. As the donor layer's.
+        sliding_window: tokens that self-attention sees, the current one included; `None`: all before it.
+        input_norm: whether self-attention has a norm of its own (ModernBERT's first layer has none).
     """
 
     kind: LayerKind
     first: int | None = None
     second: int | None = None
+    rope_theta: float | None = None
+    sliding_window: int | None = None
+    input_norm: bool = True
 
 
 def plan_layers(
@@ -142,7 +148,14 @@ class SwcmConfig(PreTrainedConfig):
         encoder_config: configuration of the encoder, as transformers knows it.
         layer_plan: the decoder's layers, bottom to top (`LayerPlan` as dictionaries).
         sharing: `copy`: custom layers start as copies (the paper). `tied`: they *are* the encoder's parameters.
-        norm_order: place of the LayerNorms in the decoder, `post` or `pre`; copied weights keep the donor's.
+        norm_order: place of the norms in the decoder, `post` or `pre`; copied weights keep the donor's.
+        norm_type, norm_bias, layer_norm_eps: the norms: `layer` or `rms`, with a bias or not, and their epsilon.
+        num_key_value_heads: heads of keys and values; `None`: `num_attention_heads`.
+        head_dim: size of a head; `None`: `hidden_size / num_attention_heads`.
+        attention_bias, ffn_bias: whether the projections have biases.
+        ffn_type: `plain` (two matrices) or `gated` (three).
+        embed_norm: whether the sum of embeddings is normed.
+        learned_positions: whether the decoder has a position table; rotary positions are in `layer_plan`.
         position_offset: row of the position table that the first decoder token reads.
         tie_lm_head: whether output projection and word embeddings are one parameter.
         copied_parts: which of `COPY_PARTS` were taken from the encoder.
@@ -161,6 +174,15 @@ class SwcmConfig(PreTrainedConfig):
     layer_plan: list[dict] | None = None
     sharing: str = "copy"
     norm_order: str = "post"
+    norm_type: str = "layer"
+    norm_bias: bool = True
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_bias: bool = True
+    ffn_type: str = "plain"
+    ffn_bias: bool = True
+    embed_norm: bool = True
+    learned_positions: bool = True
     position_offset: int = 0
     tie_lm_head: bool = True
     copied_parts: list[str] | None = None

@@ -5,18 +5,21 @@ Shapes: B batch, S source length, T target length, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, sliding_window_overlay
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from enc2gen.errors import ModelError
+from enc2gen.models.swcm.attention import Rotation, rotation_at
 from enc2gen.models.swcm.configuration import SwcmConfig
-from enc2gen.models.swcm.layers import CustomDecoderLayer, NormalDecoderLayer
+from enc2gen.models.swcm.layers import CustomDecoderLayer, DecoderLayer, NormalDecoderLayer
+from enc2gen.models.swcm.norms import build_norm
 
 
 class SwcmPreTrainedModel(PreTrainedModel):
@@ -39,13 +42,14 @@ class SwcmDecoder(SwcmPreTrainedModel):
         super().__init__(config)
         hidden = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, hidden, padding_idx=config.pad_token_id)
-        self.embed_positions = nn.Embedding(config.max_position_embeddings, hidden)
+        rows = config.max_position_embeddings
+        self.embed_positions = nn.Embedding(rows, hidden) if config.learned_positions else None
         self.embed_types = nn.Embedding(config.type_vocab_size, hidden) if config.type_vocab_size else None
-        self.embed_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.embed_norm = build_norm(config) if config.embed_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        kinds = {"custom": CustomDecoderLayer, "normal": NormalDecoderLayer}
-        self.layers = nn.ModuleList(kinds[plan.kind](config, index) for index, plan in enumerate(config.plan))
-        self.final_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps) if config.norm_order == "pre" else None
+        kinds: dict[str, type[DecoderLayer]] = {"custom": CustomDecoderLayer, "normal": NormalDecoderLayer}
+        self.layers = nn.ModuleList(kinds[plan.kind](config, index, plan) for index, plan in enumerate(config.plan))
+        self.final_norm = build_norm(config) if config.norm_order == "pre" else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -58,9 +62,10 @@ class SwcmDecoder(SwcmPreTrainedModel):
         self.embed_tokens = cast(nn.Embedding, value)
 
     def _positions(self, mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor:
-        """Rows of the position table, `[B, T]`: explicit, so that cached and uncached decoding agree.
+        """Positions, as rows of the position table where there is one, `[B, T]`.
 
-        transformers' XLM-R derives positions from the ids and miscounts when the first token is padding.
+        They are explicit, so that cached and uncached decoding agree: transformers' XLM-R derives positions from the
+        ids and miscounts when the first token is padding.
         """
         if mask is not None and mask.dim() == 2:
             positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
@@ -78,12 +83,40 @@ class SwcmDecoder(SwcmPreTrainedModel):
             )
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, positions: Tensor) -> Tensor:
-        """Word + position (+ first type) embeddings, normed as in the encoder: `[B, T, H]`."""
+        """Word (+ position, + first type) embeddings, normed where the encoder norms them: `[B, T, H]`."""
         states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        states = states + self.embed_positions(positions)
+        if self.embed_positions is not None:
+            states = states + self.embed_positions(positions)
         if self.embed_types is not None:
             states = states + self.embed_types.weight[0]
-        return self.dropout(self.embed_norm(states))
+        if self.embed_norm is not None:
+            states = self.embed_norm(states)
+        return self.dropout(states)
+
+    def _decoder_layers(self) -> Iterable[DecoderLayer]:
+        return cast(Iterable[DecoderLayer], self.layers)
+
+    def _rotations(self, positions: Tensor) -> dict[float | None, Rotation | None]:
+        """Rotary angles at `positions` `[B, T]`, for each base that a layer uses; none for layers without."""
+        head_dim = self.config.head_dim or self.config.hidden_size // self.config.num_attention_heads
+        bases = {layer.rope_theta for layer in self._decoder_layers()}
+        return {base: None if base is None else rotation_at(positions, base, head_dim) for base in bases}
+
+    def _self_masks(
+        self, states: Tensor, attention_mask: Tensor | None, cache: EncoderDecoderCache | None
+    ) -> dict[int | None, Any]:
+        """Causal masks in the attention implementation's form: for each sliding window, and for layers without."""
+        windows = {layer.sliding_window for layer in self._decoder_layers()}
+        return {
+            window: create_causal_mask(
+                config=self.config,
+                inputs_embeds=states,
+                attention_mask=attention_mask,
+                past_key_values=cache.self_attention_cache if cache is not None else None,
+                and_mask_function=None if window is None else sliding_window_overlay(window),
+            )
+            for window in windows
+        }
 
     def forward(
         self,
@@ -104,13 +137,14 @@ class SwcmDecoder(SwcmPreTrainedModel):
         Args:
             attention_mask: `[B, past + T]`, 1 for real tokens.
             encoder_attention_mask: `[B, S]`, 1 for real tokens.
-            position_ids: `[B, T]`, rows of the position table; by default counted from the mask or the cache.
+            position_ids: `[B, T]`, rows of the position table (rotary: from 0); by default counted from the mask or
+                the cache.
 
         Returns:
             `last_hidden_state` `[B, T, H]`; hidden states and attentions of every layer where asked for.
 
         Raises:
-            ModelError: the target is longer than the position table.
+            ModelError: the target is longer than the model's positions.
         """
         if (input_ids is None) == (inputs_embeds is None) or encoder_hidden_states is None:
             raise ModelError("the decoder needs encoder states and either input_ids or inputs_embeds")
@@ -122,12 +156,8 @@ class SwcmDecoder(SwcmPreTrainedModel):
         if position_ids is None:
             position_ids = self._positions(attention_mask, shape[0], shape[1], past, encoder_hidden_states.device)
         states = self.embed(input_ids, inputs_embeds, position_ids)
-        self_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=states,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values.self_attention_cache if past_key_values is not None else None,
-        )
+        self_masks = self._self_masks(states, attention_mask, past_key_values)
+        rotations = self._rotations(position_ids)
         cross_mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=states,
@@ -135,8 +165,9 @@ class SwcmDecoder(SwcmPreTrainedModel):
             encoder_hidden_states=encoder_hidden_states,
         )
         all_states, self_weights, cross_weights = [states], [], []
-        for layer in self.layers:
-            states, own, cross = layer(states, encoder_hidden_states, self_mask, cross_mask, past_key_values)
+        for layer in self._decoder_layers():
+            mask, rotation = self_masks[layer.sliding_window], rotations[layer.rope_theta]
+            states, own, cross = layer(states, encoder_hidden_states, mask, cross_mask, past_key_values, rotation)
             all_states.append(states)
             self_weights.append(own)
             cross_weights.append(cross)

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -18,26 +19,13 @@ from enc2gen.encoders.donor import Donor, NormOrder, donor_for
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.swcm.configuration import COPY_PARTS, GrowthOptions, LayerPlan, SwcmConfig, plan_layers
-from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration, decoder_sources, tied_parameters
+from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
+from enc2gen.models.swcm.sources import decoder_sources, tied_parameters
 from enc2gen.tokenization.tokenizer import add_language_tokens
 
 MAX_NEW_TOKENS = 256
 """Output limit before one is learnt from data: the paper's maximal length (arXiv 2502.10852, section 4.1)."""
-
-
-_SHARED_SETTINGS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "max_position_embeddings",
-    "layer_norm_eps",
-    "initializer_range",
-)
-"""Settings that decoder and encoder have in common."""
 
 
 def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptions) -> SwcmForConditionalGeneration:
@@ -55,19 +43,9 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
         normal_after_last=options.normal_after_last,
         normal_layers=options.normal_layers,
     )
-    tokenizer, language_ids, fresh_rows = extend_vocabulary(encoder, loaded, options.tokenizer, options.languages)
+    tokenizer, language_ids, fresh_rows = with_language_tokens(encoder, loaded, options.tokenizer, options.languages)
     parts: list[str] = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy_parts]
-    config = _configure(
-        loaded,
-        plan,
-        parts,
-        options.sharing,
-        options.tie_lm_head,
-        options.norm_order,
-        language_ids,
-        tokenizer,
-        options.dropout,
-    )
+    config = _configure(loaded, plan, parts, options, language_ids, tokenizer)
     device = next(loaded.parameters()).device
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(options.seed)
@@ -110,7 +88,7 @@ def _select_layers(
     return (kept if encoder_layers is not None else None), [kept.index(layer) for layer in wanted]
 
 
-def extend_vocabulary(
+def with_language_tokens(
     encoder: str | os.PathLike[str] | PreTrainedModel,
     loaded: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -146,42 +124,32 @@ def _configure(
     encoder: PreTrainedModel,
     plan: Sequence[LayerPlan],
     parts: list[str],
-    sharing: str,
-    tie_lm_head: bool,
-    norm_order: NormOrder | None,
+    options: GrowthOptions,
     language_ids: dict[str, int],
     tokenizer: PreTrainedTokenizerBase | None,
-    dropout: float | None,
 ) -> SwcmConfig:
-    donor = donor_for(encoder.config)
     source: Any = copying.deepcopy(encoder.config)
-    rows = max([table_of(encoder).shape[0], *(index + 1 for index in language_ids.values())])
-    source.vocab_size = rows
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        if dropout is not None:
-            setattr(source, name, dropout)
-    order = norm_order or donor.norm_order
-    grown = any(layer.first is not None for layer in plan)
-    if order != donor.norm_order and grown and set(parts) & {"self_attention", "cross_attention", "ffn"}:
-        warnings.warn(
-            f"weights copied from a {donor.norm_order}-norm encoder into a {order}-norm decoder lose their meaning",
-            stacklevel=3,
-        )
+    donor = donor_for(source)
+    source.vocab_size = max([table_of(encoder).shape[0], *(index + 1 for index in language_ids.values())])
+    style = donor.style()
+    if (rate := options.dropout) is not None:
+        donor.set_dropout(rate)
+        style = replace(style, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
+    order = options.norm_order or donor.norm_order
+    _warn_of_other_order(donor, order, plan, parts)
     special = tokenizer if tokenizer is not None else source
     config = SwcmConfig(
         encoder_config=source,
-        sharing=sharing,
+        sharing=options.sharing,
         norm_order=order,
-        position_offset=donor.position_offset,
-        tie_lm_head=tie_lm_head,
+        tie_lm_head=options.tie_lm_head,
         copied_parts=parts,
         languages=language_ids,
-        vocab_size=rows,
-        type_vocab_size=int(getattr(source, "type_vocab_size", 0) or 0),
+        vocab_size=source.vocab_size,
         pad_token_id=source.pad_token_id,
-        bos_token_id=_first(special.bos_token_id, getattr(special, "cls_token_id", None), source.bos_token_id),
-        eos_token_id=_first(special.eos_token_id, getattr(special, "sep_token_id", None), source.eos_token_id),
-        **{name: getattr(source, name) for name in _SHARED_SETTINGS},
+        bos_token_id=_token_id("bos", "cls", special, source),
+        eos_token_id=_token_id("eos", "sep", special, source),
+        **asdict(style),
     )
     if config.eos_token_id is None:
         warnings.warn(
@@ -189,12 +157,43 @@ def _configure(
             "or set generation_config.eos_token_id",
             stacklevel=3,
         )
-    config.set_plan(plan)
+    config.set_plan(style_layers(plan, donor, order))
     return config
 
 
-def _first(*ids: int | None) -> int | None:
-    return next((index for index in ids if index is not None), None)
+def _warn_of_other_order(donor: Donor, order: NormOrder, plan: Sequence[LayerPlan], parts: Sequence[str]) -> None:
+    grown = any(layer.first is not None for layer in plan)
+    if order != donor.norm_order and grown and set(parts) & {"self_attention", "cross_attention", "ffn"}:
+        warnings.warn(
+            f"weights copied from a {donor.norm_order}-norm encoder into a {order}-norm decoder lose their meaning",
+            stacklevel=4,
+        )
+
+
+def style_layers(plan: Sequence[LayerPlan], donor: Donor, order: NormOrder) -> list[LayerPlan]:
+    """`plan` with each layer's rotation, window and norm, taken from its first donor layer.
+
+    A donor layer without a norm of its own relies on normed embeddings below it, so that only the decoder's bottom
+    layer can do without, and only in pre-norm order.
+    """
+    styled = []
+    for index, layer in enumerate(plan):
+        style = donor.layer_style(layer.first)
+        normed = style.attention_norm or index > 0 or order == "post"
+        styled.append(
+            replace(layer, rope_theta=style.rope_theta, sliding_window=style.sliding_window, input_norm=normed)
+        )
+    return styled
+
+
+def _token_id(name: str, stand_in: str, *owners: Any) -> int | None:
+    """The first of `<name>_token_id` and `<stand_in>_token_id` that is set; the first of several end tokens."""
+    for owner in owners:
+        for role in (name, stand_in):
+            value = getattr(owner, f"{role}_token_id", None)
+            if value is not None:
+                return int(value[0] if isinstance(value, list) else value)
+    return None
 
 
 @torch.no_grad()
@@ -212,7 +211,7 @@ def _transfer(model: SwcmForConditionalGeneration, encoder: PreTrainedModel, fre
     tied = tied_parameters(cast(SwcmConfig, model.config))
     for target, source in decoder_sources(cast(SwcmConfig, model.config)).items():
         if target not in tied:
-            parameters[target].copy_(parameters[source])
+            parameters[target].copy_(source.take(parameters))
     if "lm_head.weight" not in tied:
         model.lm_head.weight.copy_(rows)
 
@@ -245,12 +244,12 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
     for name, tensor in parameters.items():
         if not name.startswith(("decoder.", "lm_head.")):
             continue
-        source = tied.get(name) or sources.get(name)
-        if name == "lm_head.weight" and name not in tied and config.copied_parts:
+        source = sources.get(name)
+        if name == "lm_head.weight" and (name in tied or config.copied_parts):
             source = sources["decoder.embed_tokens.weight"]
         if source is None and not expected.fullmatch(name):
             raise ModelError(f"{name} would stay random although nothing in the plan says so", where="init report")
-        if source is not None and not _same(tensor, parameters[source], must_share=name in tied):
+        if source is not None and not _same(tensor, source.take(parameters), must_share=name in tied):
             raise ModelError(f"{name} was not taken from {source}", where="init report")
         note = (
             f"{len(fresh_rows)} rows new, for language tokens"
@@ -258,7 +257,7 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
             else None
         )
         origin = _origin(name, source is not None, name in tied)
-        tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), source, note))
+        tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), str(source) if source else None, note))
     total = sum(parameter.numel() for parameter in model.parameters())
     plan = [layer.kind if layer.first is None else f"{layer.kind}:{layer.first}" for layer in config.plan]
     plan = [
@@ -283,7 +282,10 @@ def _same(tensor: Tensor, source: Tensor, *, must_share: bool) -> bool:
 def _fresh_patterns(config: SwcmConfig) -> list[str]:
     """Names that may be random, from the switches alone (not from the list of sources, which this checks)."""
     parts = set(config.copied_parts or ())
-    patterns = [r"lm_head\.bias", r"decoder\.final_norm\.(weight|bias)"]
+    patterns = [r"lm_head\.bias"]
+    grown = any(layer.first is not None for layer in config.plan)
+    if "norms" not in parts or not grown or donor_for(cast(Any, config.encoder_config)).norm_order == "post":
+        patterns.append(r"decoder\.final_norm\.(weight|bias)")
     if not parts:
         patterns.append(r"lm_head\.weight")
     if "embeddings" not in parts:

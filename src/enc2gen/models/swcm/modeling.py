@@ -22,6 +22,7 @@ from enc2gen.errors import LanguageError, ModelError
 from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, SwcmConfig, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
+from enc2gen.models.swcm.sources import tied_parameters
 
 
 class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
@@ -229,14 +230,15 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         if source is None:
             raise ModelError("no source: give input_ids, inputs_embeds or encoder_outputs")
         self._check_source(source)
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}  # not every encoder has them
         return self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **types,
         )
 
     def _check_source(self, source: Tensor) -> None:
@@ -356,40 +358,3 @@ def _bare_encoder(config: SwcmConfig) -> PreTrainedModel:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]
     return encoder
-
-
-def decoder_sources(config: SwcmConfig) -> dict[str, str]:
-    """Decoder tensor -> encoder tensor it grows from, by the plan and the copied parts (arXiv 2502.10852, section 3).
-
-    Names are relative to the model: `decoder.layers.0.ffn1.fc1.weight` -> `encoder.encoder.layer.0.intermediate...`.
-    """
-    donor = donor_for(cast(Any, config.encoder_config))
-    parts = set(config.copied_parts or ())
-    pairs: dict[str, str] = {"decoder.embed_tokens.weight": donor.word_embeddings()}
-    if "embeddings" in parts:
-        pairs |= {f"decoder.{ours}": theirs for ours, theirs in donor.embeddings().items()}
-
-    def take(part: str, prefix: str, names: dict[str, str]) -> None:
-        if part in parts:
-            pairs.update({f"{prefix}.{ours}": theirs for ours, theirs in names.items()})
-
-    for index, layer in enumerate(config.plan):
-        if layer.first is None or layer.second is None:
-            continue
-        prefix = f"decoder.layers.{index}"
-        for number, source, attention in ((1, layer.first, "self_attention"), (2, layer.second, "cross_attention")):
-            take(attention, f"{prefix}.{attention}", donor.attention(source))
-            take("ffn", f"{prefix}.ffn{number}", donor.ffn(source))
-            if attention in parts:
-                take("norms", f"{prefix}.{attention}_norm", donor.attention_norm(source))
-            if "ffn" in parts:
-                take("norms", f"{prefix}.ffn{number}_norm", donor.ffn_norm(source))
-    return {ours: f"encoder.{theirs}" for ours, theirs in pairs.items()}
-
-
-def tied_parameters(config: SwcmConfig) -> dict[str, str]:
-    """{target: source} of parameters that are one and the same: word embeddings always, the rest by configuration."""
-    sources = decoder_sources(config)
-    words = "decoder.embed_tokens.weight"
-    tied = sources if config.sharing == "tied" else {words: sources[words]}
-    return tied | ({"lm_head.weight": sources[words]} if config.tie_lm_head else {})

@@ -1,0 +1,164 @@
+"""`enc2gen add-language`: one more language for a trained generator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from enc2gen.cli.vocab import ByteFallback, Dev, Fields, Out, Overwrite, Pairs, Rank, Seed, Vectors
+from enc2gen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from enc2gen.data.tasks import Example
+    from enc2gen.models.surgery import AddedLanguage
+
+CHECK_EXAMPLES = 500
+"""Most examples a language's loss is measured on (our choice)."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("add-language")(add_language)
+
+
+def add_language(
+    model: Annotated[str, typer.Argument(help="Folder or Hub name of a trained generator.", show_default=False)],
+    language: Annotated[str, typer.Option("--lang", help="The new language, a BCP 47 tag.", show_default=False)],
+    out: Out,
+    like: Annotated[
+        str | None, typer.Option("--like", help="Related language to start from; the mean of all by default.")
+    ] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option("--corpus", "-c", help="Text in the new language. Repeatable.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Number of new pieces, or auto; no new pieces by default.")
+    ] = None,
+    init: Annotated[
+        str, typer.Option("--init", help="How new pieces get their rows: random, mean, lexical, focus, ofa.")
+    ] = "focus",
+    check: Annotated[
+        list[str] | None,
+        typer.Option("--check", help="LANG=FILE: measure this old language's loss before and after. Repeatable."),
+    ] = None,
+    pairs: Pairs = None,
+    byte_fallback: ByteFallback = False,
+    rank: Rank = None,
+    vectors: Vectors = None,
+    dev: Dev = None,
+    field: Fields = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Add a language to a generator and show that the old ones are kept: --check kk=dev.jsonl"""
+    from enc2gen.cli import model_folder as folder
+    from enc2gen.models import surgery
+
+    folder.check_output(out, model, overwrite)
+    number = None if size is None else folder.parse_size(size)
+    if number is None and (pairs or byte_fallback or rank or vectors or dev):
+        raise ConfigError(
+            "--pairs, --byte-fallback, --rank, --vectors and --dev are about new pieces, and there are none",
+            where="--size",
+            remedy="add --size auto",
+        )
+    config = folder.initialisation(init, rank, vectors)
+    texts = folder.read_texts(corpus, field or ()) if corpus else []
+    bridge = folder.read_pairs(pairs or ())
+    held_out = folder.read_texts(dev, field or ()) if dev else []
+    loaded, tokenizer = surgery.load_for_surgery(model)
+    added = surgery.add_language(
+        loaded,
+        tokenizer,
+        language,
+        [text for text, _ in texts],
+        like=like,
+        size=number,
+        initialisation=config,
+        checks=_read_checks(check or [], loaded),
+        pairs=bridge,
+        dev_texts=[text for text, _ in held_out],
+        byte_fallback=byte_fallback,
+        seed=seed,
+    )
+    record = _record(added, model, seed) | {"initialisation": config.model_dump(mode="json") if added.change else None}
+    folder.write_model(out, loaded, added.tokenizer, record, texts)
+    _print(Console(), added, out)
+
+
+def _read_checks(given: list[str], model: PreTrainedModel) -> dict[str, list[Example]]:
+    """`LANG=FILE` options as examples by language; several files of one language are joined."""
+    from itertools import islice
+
+    from enc2gen.corpora.readers import read_records
+    from enc2gen.models.surgery import check_examples
+
+    checks: dict[str, list[Example]] = {}
+    for option in given:
+        tag, equals, file = option.partition("=")
+        if not (tag and equals and file):
+            raise ConfigError(f"{option!r} is not LANG=FILE", where="--check", remedy="write for example kk=dev.jsonl")
+        examples = check_examples(islice(read_records(file), CHECK_EXAMPLES), tag, model)
+        checks.setdefault(examples[0].target_language, []).extend(examples)
+    return checks
+
+
+def _record(added: AddedLanguage, model: str, seed: int) -> dict[str, Any]:
+    from enc2gen.cli.model_folder import change_record
+
+    return {
+        "operation": "add-language",
+        "model": model,
+        "language": added.language,
+        "token_id": added.token_id,
+        "like": added.like,
+        "seed": seed,
+        "coverage": added.round_trip.to_dict() if added.round_trip else None,
+        "losses_bits_per_character": [asdict(loss) for loss in added.losses],
+        "extension": change_record(added.change) if added.change else None,
+    }
+
+
+def _print(console: Console, added: AddedLanguage, out: Path) -> None:
+    from enc2gen.cli.model_folder import print_sizes
+    from enc2gen.cli.vocab import print_trials
+    from enc2gen.corpora.languages import language_name
+
+    if added.change:
+        print_trials(console, added.change.trials)
+        print_sizes(console, added.change.before, added.change.after)
+    if added.losses:
+        table = Table(title="Old languages: bits per character", title_justify="left")
+        for column in ("language", "examples", "before", "after", "change"):
+            table.add_column(column, justify="left" if column == "language" else "right")
+        for loss in added.losses:
+            change = f"{loss.after - loss.before:+.4f}"
+            table.add_row(loss.language, f"{loss.examples:,}", f"{loss.before:.4f}", f"{loss.after:.4f}", change)
+        console.print(table)
+        if skipped := sum(loss.skipped for loss in added.losses):
+            console.print(f"{skipped:,} examples are longer than the model's positions and were left out")
+    like = f"the row of {added.like}" if added.like else "the mean row of all languages"
+    lines = [f"{language_name(added.language)} is <{added.language}>, id {added.token_id}, with {like}."]
+    if covered := added.round_trip:
+        lines.append(
+            f"Corpus: {100 * covered.round_trip_exact:.2f} % of the texts come back exactly as encoded "
+            f"({100 * covered.round_trip_normalised:.2f} % but for NFC and spaces), "
+            f"{100 * covered.unknown_rate:.2f} % of the characters are unknown."
+        )
+    lines += [
+        f"Written: {out}",
+        f"It cannot write {language_name(added.language)} yet. Next: train it, in a recipe with",
+        f"  languages: [..., {added.language}]",
+        "  systems:",
+        "    shared:",
+        f"      start: {out}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

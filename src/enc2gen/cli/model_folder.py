@@ -1,0 +1,216 @@
+"""What the vocabulary commands share: text in, a whole model folder out, sizes before and after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from enc2gen.errors import ConfigError, DataError, ModelError, OutputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from enc2gen.models.embedding_init import InitialisationConfig
+    from enc2gen.models.surgery import VocabularyChange
+    from enc2gen.models.surgery.operations import ModelSize
+    from enc2gen.tokenization.coverage import CoverageReport
+
+RECORD_FILE = "vocabulary.json"
+"""Record of what was done, in the model's folder."""
+_SAMPLE = 200
+"""Lines on which the saved tokenizer is compared with the one in memory (our choice)."""
+
+Text = tuple[str, str | None]
+"""A text and its language, where known."""
+
+
+def read_texts(sources: Sequence[str], fields: Sequence[str] = ()) -> list[Text]:
+    """Texts of files, folders, Hub or built-in corpora; of a folder that `enc2gen prepare` wrote, its train split.
+
+    Args:
+        fields: of which fields; by default `text`, or else `source` and `target`.
+
+    Raises:
+        DataError: a source cannot be read, lacks the fields, or all of them have no text.
+    """
+    texts = [text for source in sources for text in _texts_of(source, fields)]
+    if not texts:
+        raise DataError(
+            "there is no text", where=", ".join(sources), remedy="give files with at least one line of text"
+        )
+    return texts
+
+
+def _texts_of(source: str, fields: Sequence[str]) -> Iterator[Text]:
+    from enc2gen.corpora.readers import read_records
+
+    folder = Path(source)
+    prepared = (folder / "manifest.json").is_file() and (folder / "train").is_dir()
+    for number, record in enumerate(read_records(folder / "train" if prepared else source), 1):
+        chosen = list(fields) or (["text"] if "text" in record else ["source", "target"])
+        if missing := [name for name in chosen if name not in record]:
+            raise DataError(
+                f"no field {missing[0]!r} in record {number}; there are: {', '.join(map(str, record)) or 'none'}",
+                where=source,
+                remedy="name the fields that hold text with --field",
+            )
+        for name in chosen:
+            own = "language" if len(chosen) == 1 else f"{name}_language"
+            language = record.get(own) or record.get("language")
+            if isinstance(text := record[name], str) and text.strip():
+                yield text, language if isinstance(language, str) else None
+
+
+def read_pairs(sources: Sequence[str]) -> list[tuple[str, str]]:
+    """(source, target) texts of records with these two fields; raises as `read_records`."""
+    from enc2gen.corpora.readers import read_records
+
+    records = (record for source in sources for record in read_records(source, columns=["source", "target"]))
+    pairs = [(str(record["source"] or ""), str(record["target"] or "")) for record in records]
+    return [(source, target) for source, target in pairs if source.strip() and target.strip()]
+
+
+def parse_size(value: str) -> int | Literal["auto"]:
+    """The value of `--size`; raises `ConfigError`."""
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{value!r} is no number of pieces", where="--size", remedy="give 1 or more, or auto")
+    return int(value)
+
+
+def initialisation(method: str, rank: int | None, vectors: Path | None) -> InitialisationConfig:
+    """The settings of new rows; raises `ConfigError` for an unknown method (with the closest) or a bad value."""
+    from enc2gen.models.embedding_init import EMBEDDING_INITIALISATIONS, InitialisationConfig
+
+    if method not in EMBEDDING_INITIALISATIONS:
+        raise EMBEDDING_INITIALISATIONS.unknown(method, where="--init")
+    given = {"rank": rank, "vectors": str(vectors) if vectors else None}
+    try:
+        return InitialisationConfig(
+            method=method, **{name: value for name, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = ".".join(map(str, problem["loc"])) or "init"
+        raise ConfigError(problem["msg"].removeprefix("Value error, "), where=f"--{option}") from error
+
+
+def check_output(out: Path, model: str, overwrite: bool) -> None:
+    """Find out before the work that `out` cannot take the result.
+
+    Raises:
+        OutputError: a file, the model itself, a folder in use, or (with `overwrite`) one that holds no model.
+    """
+    if out.exists() and Path(model).exists() and out.resolve() == Path(model).resolve():
+        raise OutputError("this is the model itself", where=str(out), remedy="give another folder with --out")
+    if out.exists() and not out.is_dir():
+        raise OutputError("this is a file", where=str(out), remedy="give a folder with --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError("the folder is not empty", where=str(out), remedy="give another one, or add --overwrite")
+    if not (out / "config.json").is_file():
+        raise OutputError(
+            "the folder holds something else than a model, which is not overwritten",
+            where=str(out),
+            remedy="give another folder",
+        )
+
+
+def write_model(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: Mapping[str, Any],
+    texts: Sequence[Text],
+) -> None:
+    """Write model, tokenizer and record under a temporary name, check the saved tokenizer, then rename.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left behind, and an old folder stays as it was.
+        ModelError: the saved tokenizer splits text otherwise than the one in memory.
+    """
+    from enc2gen.training.checkpoint import save_weights, write_checkpoint
+
+    def fill(folder: Path) -> None:
+        save_weights(model, folder)
+        tokenizer.save_pretrained(folder)
+        content = json.dumps(record, ensure_ascii=False)
+        (folder / RECORD_FILE).write_text(content + "\n", encoding="utf-8")
+        _check_saved(folder, tokenizer, [text for text, _ in islice(texts, _SAMPLE)])
+
+    write_checkpoint(out, fill, {"operation": record["operation"]})
+
+
+def _check_saved(folder: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+    from enc2gen.encoders.loading import load_tokenizer
+
+    saved = load_tokenizer(folder)
+    if saved.get_vocab() != tokenizer.get_vocab() or any(
+        saved.encode(text) != tokenizer.encode(text) for text in texts
+    ):
+        raise ModelError(
+            "the saved tokenizer splits text otherwise than the one in memory",
+            where=str(tokenizer.name_or_path or type(tokenizer).__name__),
+            remedy="report this tokenizer; it cannot be changed safely",
+        )
+
+
+def print_sizes(console: Console, before: ModelSize, after: ModelSize) -> None:
+    """Rows, parameters and bytes, before and after."""
+    table = Table(title="Size", title_justify="left")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, old, new, form in (
+        ("vocabulary rows", before.rows, after.rows, "{:,}"),
+        ("parameters", before.parameters, after.parameters, "{:,}"),
+        ("megabytes", before.bytes / 1e6, after.bytes / 1e6, "{:,.1f}"),
+    ):
+        table.add_row(name, form.format(old), form.format(new), f"{100 * (new / old - 1):+.1f} %")
+    console.print(table)
+
+
+def change_record(change: VocabularyChange) -> dict[str, Any]:
+    """The part of the record that every change of the vocabulary has."""
+    from dataclasses import asdict
+
+    return {
+        "sizes": {"before": asdict(change.before), "after": asdict(change.after)},
+        "new_pieces": change.pieces,
+        "how": change.how,
+        "size_trials": [asdict(trial) for trial in change.trials],
+        "origins": change.origins,
+    }
+
+
+def coverage_record(reports: Sequence[CoverageReport]) -> dict[str, Any]:
+    """The part of the record that says how the corpus was covered before and after."""
+    before, after = reports
+    return {"coverage": {"before": before.to_dict(), "after": after.to_dict()}}
+
+
+def print_coverage_change(console: Console, reports: Sequence[CoverageReport]) -> None:
+    """How the old and the new tokenizer cover the corpus, by language."""
+    before, after = reports
+    table = Table(title="Coverage of the corpus, before > after", title_justify="left")
+    for column in ("language", "unknown", "tokens per", "exact round trips"):
+        table.add_column(column, justify="left" if column == "language" else "right")
+    rows = {**after.languages, **({"all": after.total} if len(after.languages) > 1 else {})}
+    for tag, new in rows.items():
+        old = before.languages.get(tag, before.total)
+        fertility = " > ".join("-" if row.fertility is None else f"{row.fertility:.2f}" for row in (old, new))
+        table.add_row(
+            tag,
+            " > ".join(f"{100 * row.unknown_rate:.2f} %" for row in (old, new)),
+            f"{new.fertility_unit}: {fertility}",
+            " > ".join(f"{100 * row.round_trip_exact:.1f} %" for row in (old, new)),
+        )
+    console.print(table)
