@@ -2,9 +2,9 @@
 
     python benchmarks/tibetan_data.py ../shared/data data/tibetan
 
-writes data/tibetan/text/*.txt (raw text, one paragraph a line) and data/tibetan/pairs/{train,dev,test}.jsonl (English and
-Tibetan sentences of the 84000 translation memory; manual alignments of at most 160 characters a side; whole documents
-are held out). Deterministic: the split is a hash of the document's name.
+writes data/tibetan/text/*.txt (raw text, one paragraph a line) and data/tibetan/pairs/{train,dev,test}.jsonl
+(English and Tibetan sentences of the 84000 translation memory; manual alignments of at most 160 characters a side;
+whole documents are held out). Deterministic: the split is a hash of the document's name.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from enc2gen.cli import main as command
 from enc2gen.cli.main import app
 from test_run import recipe_content, write_pairs
 
-VERBS = ["run", "prepare", "build", "pretrain", "finetune", "evaluate", "report", "generate", "doctor"]
+VERBS = ["run", "prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report", "generate", "doctor"]
 
 
 @dataclass

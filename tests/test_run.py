@@ -279,15 +279,15 @@ def test_encoder_without_fast_tokenizer(tmp_path: Path, content: dict[str, Any],
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (encoder_folder / name).unlink()
     with pytest.raises(ModelError, match="no vocabulary"):
-        Run(load(tmp_path, content), console()).run(["prepare"])
+        Run(load(tmp_path, content), console()).run(["adapt"])
 
 
 def test_script_that_the_tokenizer_cannot_read(tmp_path: Path, content: dict[str, Any]) -> None:
     pairs = (tmp_path / "pairs.tsv").read_text(encoding="utf-8").splitlines()
     lines = [pairs[0], *(f"{line.split(chr(9))[0]}\tབོད་ཡིག" for line in pairs[1:])]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(DataError, match=r"100% of the Kazakh(?s:.)*choose an encoder"):
-        Run(load(tmp_path, content), console()).run(["prepare"])
+    with pytest.raises(DataError, match=r"100% of the Kazakh(?s:.)*extend_vocabulary"):
+        Run(load(tmp_path, content), console()).run(["adapt"])
 
 
 def test_damaged_run_folder_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE, Unigram, WordPiece
+from hypothesis import given, settings, strategies
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from enc2gen.encoders.embedded import load_embedded_tokenizer
 from enc2gen.errors import ModelError
-from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
+from enc2gen.tokenization.pieces import BYTE_PIECES
+from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens, protect_special_tokens
 from enc2gen.tokenization.vocabulary import TrimmedVocabulary, trim_vocabulary, unknown_rate
 
 LATIN, CYRILLIC, GREEK = "abcdefghijklmnopqrstuvwxyz", "абвгдежзиклмнопрстуфш", "αβγδε"
@@ -59,7 +64,48 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-KINDS = pytest.mark.parametrize("build", [unigram_tokenizer, wordpiece_tokenizer])
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """As GPT-2's and Llama 3's: text is written in bytes."""
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return trained_bpe(backend, pre_tokenizers.ByteLevel.alphabet())
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """As Gemma's: characters, and bytes for those that are missing."""
+    backend = Tokenizer(BPE(unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return trained_bpe(backend, list(LATIN + CYRILLIC + GREEK + "<>/"), BYTE_PIECES)
+
+
+def trained_bpe(backend: Tokenizer, alphabet: list[str], pieces: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    marks = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(marks) + len(pieces) + len(alphabet) + 60,
+        special_tokens=[*marks, *pieces],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    corpus = ["the cat and the cats are singing", "the dog sings", "кошка и кот", "дом кота", "αβγ βγδ"]
+    backend.train_from_iterator(corpus * 5, trainer)
+    state = json.loads(backend.to_str())  # bytes are pieces, not added tokens
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in marks]
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+
+
+BPES = [byte_level_tokenizer, byte_fallback_tokenizer]
+KINDS = pytest.mark.parametrize("build", [unigram_tokenizer, wordpiece_tokenizer, *BPES])
 TEXTS = ["the cat", "the cats singing", "кот", "", "<s> the", "a [SEP] b", "cat 9 the"]
 
 
@@ -175,12 +221,80 @@ def test_keep_and_max_size() -> None:
 
 
 def test_other_kinds_are_refused() -> None:
-    backend = Tokenizer(BPE(vocab={"<unk>": 0, "a": 1}, merges=[], unk_token="<unk>"))
+    backend = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-    with pytest.raises(ModelError, match=r"BPE(.|\n)*Unigram, WordPiece"):
+    with pytest.raises(ModelError, match=r"WordLevel(.|\n)*Unigram, BPE, WordPiece"):
         trim_vocabulary(tokenizer, ["a"])
+    clip = Tokenizer(BPE({"<unk>": 0, "a": 1, "a</w>": 2}, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    with pytest.raises(ModelError, match="marks on word parts"):
+        trim_vocabulary(PreTrainedTokenizerFast(tokenizer_object=clip, unk_token="<unk>"), ["a"])
     with pytest.raises(ModelError, match="fast tokenizer"):
         trim_vocabulary(ByT5Tokenizer(), ["a"])
+
+
+ALPHABET = "thecasindogrкотыдма αβж字9<s>/"
+
+
+@KINDS
+@settings(max_examples=40, deadline=None)
+@given(data=strategies.data())
+def test_any_texts_are_split_as_before(build, data: strategies.DataObject) -> None:
+    tokenizer = made(build)
+    texts = data.draw(strategies.lists(strategies.text(ALPHABET, max_size=25), max_size=6))
+    words = [*texts, *data.draw(strategies.lists(strategies.sampled_from(TEXTS), max_size=2))]
+    spare = data.draw(strategies.sampled_from([None, 0, 60, 100_000]))
+    assert_same_splits(tokenizer, trim_vocabulary(tokenizer, words, max_size=spare), words)
+
+
+@cache
+def made(build: Callable[[], PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    """Built once, for hypothesis."""
+    tokenizer = build()
+    protect_special_tokens(tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", BPES)
+def test_merged_pieces_bring_their_parts(build) -> None:
+    tokenizer = build()
+    size = len(tokenizer)
+    trimmed = trim_vocabulary(tokenizer, ["the singing"])
+    names = set(trimmed.tokenizer.get_vocab())
+    before = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    after = json.loads(trimmed.tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    assert 0 < len(after) < len(before)
+    assert all({left, right, left + right} <= names for left, right in after)
+    assert [merge for merge in before if merge in after] == after  # in the old order
+    longest = max((p for p in tokenizer.get_vocab() if "sing" in p), key=len)
+    assert longest in names and "кот" not in names
+    assert len(trim_vocabulary(tokenizer, ["the"], max_size=size).kept_ids) <= size
+    assert unknown_rate(trimmed.tokenizer, ["zebra 字 жук"]) == 0  # bytes are kept
+    codec = TextCodec(trimmed.tokenizer, {}, max_source_length=99, max_target_length=99)
+    assert codec.decode(codec.encode_text("zebra 字 жук")) == "zebra 字 жук"
+
+
+def test_words_that_skip_the_merges_stay_whole() -> None:
+    """With `ignore_merges` (Llama 3) a word of the vocabulary is taken whole though no merge makes it."""
+    vocabulary = {"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "bc": 5, "abc": 6, "abcb": 7}
+    model = BPE(vocabulary, [("b", "c"), ("a", "b")], unk_token="<unk>", ignore_merges=True)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    texts = ["abc", "abca", "ba"]
+    assert tokenizer.tokenize("abc abca") == ["abc", "a", "bc", "a"]
+    trimmed = trim_vocabulary(tokenizer, texts)
+    assert_same_splits(tokenizer, trimmed, texts)
+    assert "abcb" not in trimmed.tokenizer.get_vocab()
+
+
+def test_ids_with_gaps() -> None:
+    vocabulary = {"<unk>": 0, "a": 3, "b": 4, "ab": 9, "c": 12}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE(vocabulary, [("a", "b")], unk_token="<unk>")), unk_token="<unk>"
+    )
+    trimmed = trim_vocabulary(tokenizer, ["ab"], max_size=90)
+    assert trimmed.kept_ids == [0, 3, 4, 9, 12]
+    assert_same_splits(tokenizer, trimmed, ["ab", "ba", "x"])
 
 
 @KINDS

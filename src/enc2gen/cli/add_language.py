@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from enc2gen.cli.vocab import ByteFallback, Dev, Fields, Out, Overwrite, Pairs, Rank, Seed, Vectors
+from enc2gen.cli.vocab import ByteFallback, Dev, Fields, Init, Out, Overwrite, Pairs, Rank, Seed, Vectors
 from enc2gen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def add_language(
     size: Annotated[
         str | None, typer.Option("--size", help="Number of new pieces, or auto; no new pieces by default.")
     ] = None,
-    init: Annotated[
-        str, typer.Option("--init", help="How new pieces get their rows: random, mean, lexical, focus, ofa.")
-    ] = "focus",
+    init: Init = "focus",
     check: Annotated[
         list[str] | None,
         typer.Option("--check", help="LANG=FILE: measure this old language's loss before and after. Repeatable."),
@@ -62,17 +60,10 @@ def add_language(
     from enc2gen.models import surgery
 
     folder.check_output(out, model, overwrite)
-    number = None if size is None else folder.parse_size(size)
-    if number is None and (pairs or byte_fallback or rank or vectors or dev):
-        raise ConfigError(
-            "--pairs, --byte-fallback, --rank, --vectors and --dev are about new pieces, and there are none",
-            where="--size",
-            remedy="add --size auto",
-        )
+    number = _parse_size(size, bool(pairs or byte_fallback or rank or vectors or dev))
     config = folder.initialisation(init, rank, vectors)
-    texts = folder.read_texts(corpus, field or ()) if corpus else []
+    texts, held_out = (folder.read_texts(given, field or ()) if given else [] for given in (corpus, dev))
     bridge = folder.read_pairs(pairs or ())
-    held_out = folder.read_texts(dev, field or ()) if dev else []
     loaded, tokenizer = surgery.load_for_surgery(model)
     added = surgery.add_language(
         loaded,
@@ -88,9 +79,21 @@ def add_language(
         byte_fallback=byte_fallback,
         seed=seed,
     )
-    record = _record(added, model, seed) | {"initialisation": config.model_dump(mode="json") if added.change else None}
-    folder.write_model(out, loaded, added.tokenizer, record, texts)
+    settings = config.model_dump(mode="json") if added.change else None
+    folder.write_model(out, loaded, added.tokenizer, _record(added, model, seed, settings), texts)
     _print(Console(), added, out)
+
+
+def _parse_size(size: str | None, has_options: bool) -> int | Literal["auto"] | None:
+    from enc2gen.cli.model_folder import parse_size
+
+    if size is None and has_options:
+        raise ConfigError(
+            "--pairs, --byte-fallback, --rank, --vectors and --dev are about new pieces, and there are none",
+            where="--size",
+            remedy="add --size auto",
+        )
+    return None if size is None else parse_size(size)
 
 
 def _read_checks(given: list[str], model: PreTrainedModel) -> dict[str, list[Example]]:
@@ -110,7 +113,7 @@ def _read_checks(given: list[str], model: PreTrainedModel) -> dict[str, list[Exa
     return checks
 
 
-def _record(added: AddedLanguage, model: str, seed: int) -> dict[str, Any]:
+def _record(added: AddedLanguage, model: str, seed: int, initialisation: dict[str, Any] | None) -> dict[str, Any]:
     from enc2gen.cli.model_folder import change_record
 
     return {
@@ -120,6 +123,7 @@ def _record(added: AddedLanguage, model: str, seed: int) -> dict[str, Any]:
         "token_id": added.token_id,
         "like": added.like,
         "seed": seed,
+        "initialisation": initialisation,
         "coverage": added.round_trip.to_dict() if added.round_trip else None,
         "losses_bits_per_character": [asdict(loss) for loss in added.losses],
         "extension": change_record(added.change) if added.change else None,

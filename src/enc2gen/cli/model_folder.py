@@ -92,11 +92,10 @@ def initialisation(method: str, rank: int | None, vectors: Path | None) -> Initi
 
     if method not in EMBEDDING_INITIALISATIONS:
         raise EMBEDDING_INITIALISATIONS.unknown(method, where="--init")
-    given = {"rank": rank, "vectors": str(vectors) if vectors else None}
+    given = {"method": method, "rank": rank, "vectors": str(vectors) if vectors else None}
     try:
-        return InitialisationConfig(
-            method=method, **{name: value for name, value in given.items() if value is not None}
-        )
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return InitialisationConfig.model_validate(chosen)
     except ValidationError as error:
         problem = error.errors()[0]
         option = ".".join(map(str, problem["loc"])) or "init"

@@ -53,32 +53,42 @@ class CleaningConfig(BaseModel):
 
     language: str = Field(..., description="Language of the texts, a BCP 47 tag such as bo or mn-Mong.")
     reading: ReadingConfig = Field(default_factory=ReadingConfig, description="How the sources are read.")
-    markup: bool = Field(True, description="Remove HTML tags, replace entities.")
-    repair: bool = Field(True, description="Repair mojibake with ftfy.")
-    normalise: bool = Field(True, description="Unicode normalisation form C.")
-    min_length: int = Field(5, ge=1, description="Fewest characters of a line.")
-    max_length: int = Field(10_000, ge=1, description="Most characters of a line.")
-    min_letters: float = Field(0.3, ge=0, le=1, description="Smallest share of letters in what is not white space.")
+    markup: bool = Field(default=True, description="Remove HTML tags, replace entities.")
+    repair: bool = Field(default=True, description="Repair mojibake with ftfy.")
+    normalise: bool = Field(default=True, description="Unicode normalisation form C.")
+    min_length: int = Field(default=5, ge=1, description="Fewest characters of a line.")
+    max_length: int = Field(default=10_000, ge=1, description="Most characters of a line.")
+    min_letters: float = Field(
+        default=0.3, ge=0, le=1, description="Smallest share of letters in what is not white space."
+    )
     max_ngram_share: float = Field(
-        0.2, gt=0, le=1, description="Largest share of one character 5-gram among all of a line; 1 turns it off."
+        default=0.2,
+        gt=0,
+        le=1,
+        description="Largest share of one character 5-gram among all of a line; 1 turns it off.",
     )
     max_repeated_share: float = Field(
-        0.5, gt=0, le=1, description="Largest share of trigrams of words that repeat an earlier one; 1 turns it off."
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Largest share of trigrams of words that repeat an earlier one; 1 turns it off.",
     )
-    filter_language: bool = Field(True, description="Drop lines in another language or script.")
-    identifier: str = Field("fasttext-lid176", description="Language identifier; see LANGUAGE_IDENTIFIERS.")
+    filter_language: bool = Field(default=True, description="Drop lines in another language or script.")
+    identifier: str = Field(default="fasttext-lid176", description="Language identifier; see LANGUAGE_IDENTIFIERS.")
     duplicates: Literal["near", "exact", "none"] = Field(
-        "near", description="Which duplicates to drop: near and exact ones, exact ones only, none."
+        default="near", description="Which duplicates to drop: near and exact ones, exact ones only, none."
     )
     near_duplicates: NearDuplicateConfig = Field(
-        default_factory=NearDuplicateConfig, description="What a near-duplicate is."
+        default_factory=lambda: NearDuplicateConfig.model_validate({}), description="What a near-duplicate is."
     )
-    against: tuple[str, ...] = Field((), description="Evaluation files whose lines must not be in the output.")
-    dev_percent: float = Field(2.0, ge=0, lt=100, description="Documents that go into dev, in percent.")
-    test_percent: float = Field(2.0, ge=0, lt=100, description="Documents that go into test, in percent.")
-    seed: int = Field(0, description="Of the split.")
-    shard_lines: int = Field(1_000_000, ge=1, description="Most lines of a Parquet shard.")
-    shard_megabytes: int = Field(256, ge=1, description="Most text of a Parquet shard before compression, in MiB.")
+    against: tuple[str, ...] = Field(default=(), description="Evaluation files whose lines must not be in the output.")
+    dev_percent: float = Field(default=2.0, ge=0, lt=100, description="Documents that go into dev, in percent.")
+    test_percent: float = Field(default=2.0, ge=0, lt=100, description="Documents that go into test, in percent.")
+    seed: int = Field(default=0, description="Of the split.")
+    shard_lines: int = Field(default=1_000_000, ge=1, description="Most lines of a Parquet shard.")
+    shard_megabytes: int = Field(
+        default=256, ge=1, description="Most text of a Parquet shard before compression, in MiB."
+    )
 
     @field_validator("language")
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -38,7 +39,7 @@ _CANDIDATE_RECALL = 0.95  # our choice: pairs at the threshold that LSH must fin
 _HASH_BITS = 8  # of each MinHash value kept for verification: b-bit MinHash, arXiv 0910.3349
 _WINDOW = 16  # our choice: lines of one bucket are compared with this many before them; all pairs would be quadratic
 _FETCHED_ROWS = 50_000
-_MEMORY_MEGABYTES = 512  # our choice: above it DuckDB spills to disk
+_MEMORY_MEGABYTES = 256  # our choice: above it DuckDB spills to disk
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Fibonacci hashing (Knuth, vol. 3, section 6.4)
 
 
@@ -47,7 +48,8 @@ def duplicate_form(text: str) -> str:
 
     A Tibetan tsheg is punctuation and so separates syllables. Text of nothing but punctuation is only stripped.
     """
-    form = _SEPARATORS.sub(" ", _INVISIBLE.sub("", text.casefold())).strip()
+    folded = unicodedata.normalize("NFC", text.casefold())
+    form = _SEPARATORS.sub(" ", _INVISIBLE.sub("", folded)).strip()
     return form or text.strip()
 
 
@@ -66,19 +68,26 @@ class NearDuplicateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: float = Field(
-        0.75, gt=0, lt=1, description="Smallest Jaccard similarity of two near-duplicates; as FineWeb (2406.17557)."
+        default=0.75,
+        gt=0,
+        lt=1,
+        description="Smallest Jaccard similarity of two near-duplicates; as FineWeb (2406.17557).",
     )
-    shingle_length: int = Field(3, ge=1, le=20, description="Characters of a shingle. Our choice.")
+    shingle_length: int = Field(default=3, ge=1, le=20, description="Characters of a shingle. Our choice.")
     shingle_length_han: int = Field(
-        2, ge=1, le=20, description="The same for mostly Chinese text, whose characters say more. Our choice."
+        default=2, ge=1, le=20, description="The same for mostly Chinese text, whose characters say more. Our choice."
     )
     min_shingles: int = Field(
-        24, ge=1, description="Lines with fewer different shingles are only compared exactly. Our choice."
+        default=24, ge=1, description="Lines with fewer different shingles are only compared exactly. Our choice."
     )
     permutations: int = Field(
-        128, ge=16, le=1024, multiple_of=8, description="MinHash values; standard error at most 0.5 / sqrt(n): 0.044."
+        default=128,
+        ge=16,
+        le=1024,
+        multiple_of=8,
+        description="MinHash values; standard error at most 0.5 / sqrt(n): 0.044.",
     )
-    seed: int = Field(1, ge=0, description="Of the hash functions.")
+    seed: int = Field(default=1, ge=0, description="Of the hash functions.")
 
     @property
     def rows(self) -> int:
@@ -329,5 +338,5 @@ class DuplicateIndex:
             raise OutputError(
                 f"the index of duplicates failed: {error}",
                 where=str(self._folder),
-                remedy="check space and rights; the index takes about 400 bytes a line",
+                remedy="check space and rights; the index takes about 600 bytes a line",
             ) from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from typing import Any, Protocol, TypeVar
 
 from enc2gen.errors import ConfigError, Enc2genError
@@ -24,8 +24,8 @@ _IN_FLIGHT_PER_WORKER = 2  # our choice: one being worked on, one waiting, so th
 class Engine(Protocol):
     """Applies a function to many items, at several places at once."""
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Yield `function(item)` for every item, in order; items are drawn as they are needed.
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+        """Yield `function(item)` for every item, in order; items are drawn as they are needed. Closing it stops work.
 
         The function must be importable by name, as for `pickle`.
         """
@@ -40,14 +40,14 @@ ENGINES: Registry[Callable[[int | None], Engine]] = Registry("engine")
 class LocalEngine:
     """Processes of this machine; with one worker, or one item, this process itself.
 
-    Workers are started afresh ("spawn"): a program that uses this must guard its start with
-    `if __name__ == "__main__":`.
+    Workers are no copies of the calling program, whose threads would not survive that: it must guard its start with
+    `if __name__ == "__main__":`. Where the system allows, modules are loaded once, for all workers.
     """
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or available_cores()
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Yield `function(item)` for every item, in order.
 
         Raises:
@@ -58,7 +58,10 @@ class LocalEngine:
         if self.workers == 1 or len(first) < 2:
             yield from map(function, chain(first, iterator))
             return
-        pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts)
+        context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+        if context.get_start_method() == "forkserver":
+            context.set_forkserver_preload([function.__module__])
+        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_ignore_interrupts)
         try:
             limit = _IN_FLIGHT_PER_WORKER * self.workers
 
@@ -97,7 +100,7 @@ class RayEngine:
         self._ray: Any = ray
         self._workers = workers
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Yield `function(item)` for every item, in order; an error of a task is raised here as it was there."""
         ray = self._ray
         started = not ray.is_initialized()

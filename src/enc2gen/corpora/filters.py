@@ -6,6 +6,7 @@ spaces elsewhere: a Chinese sentence is not one long word.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -23,7 +24,8 @@ _LEAST_TRIGRAMS = 10
 """Shorter lines say nothing about repetition (our choice)."""
 
 # The Tibetan tsheg (U+0F0B, U+0F0C) ends a syllable, and counts as part of its spelling.
-_LETTERS = regex.compile(r"[\p{L}\p{M}\u0F0B\u0F0C]")
+_LETTERS = regex.compile(r"[\p{L}\p{M}\u0F0B\u0F0C]+")
+_DAMAGED = re.compile("[\ufffd\ud800-\udfff]")
 _UNITS = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
     r"|(?:(?=\p{Tibetan})[\p{L}\p{M}\p{N}])+"
@@ -47,7 +49,7 @@ class Refusal(NamedTuple):
 
 def refuse_text(text: str, config: CleaningConfig) -> Refusal | None:
     """Return why a cleaned line is no usable text, None if it is: damaged, length, letters, repetition."""
-    if "\ufffd" in text or any("\ud800" <= char <= "\udfff" for char in text):
+    if _DAMAGED.search(text):
         return Refusal("encoding", "a replacement character or half a surrogate pair")
     if len(text) < config.min_length:
         return Refusal("too-short", f"{len(text)} characters")
@@ -68,7 +70,7 @@ def refuse_text(text: str, config: CleaningConfig) -> Refusal | None:
 def letter_share(text: str) -> float:
     """Return the share of letters and marks among the characters that are not white space; 0 without any."""
     visible = sum(map(len, text.split()))
-    return len(_LETTERS.findall(text)) / visible if visible else 0.0
+    return sum(map(len, _LETTERS.findall(text))) / visible if visible else 0.0
 
 
 def ngram_share(text: str) -> float:

@@ -9,6 +9,8 @@ of those. So only languages written in the text's script are considered, and:
 - a script that none of the 176 uses (traditional Mongolian, Yi, Tifinagh) stands for its likeliest language;
 - what stays unknown is said by :meth:`LanguageIdentifier.supports`: Latin-script Kazakh, Dzongkha, Hausa.
 
+Any other fastText classifier can take its place: `fasttext:PATH`, or `glotlid` (some 2,000 languages, from the Hub).
+
 Short strings are hardly identifiable ("Бейрут" is Kazakh, Russian and Mongolian). Measured on the built-in
 corpus (median 12 letters), the best label is right for 40 % of Kazakh and 28 % of Mongolian strings, but for
 97-99 % of sentences. :func:`matches` therefore calls a text off-target for its language only on conclusive
@@ -19,9 +21,10 @@ same script. A wrong script is always found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import langcodes
@@ -34,6 +37,7 @@ from enc2gen.corpora.languages import (
     normalise_language,
     script_matches,
 )
+from enc2gen.errors import ConfigError
 from enc2gen.registry import Registry
 
 if TYPE_CHECKING:
@@ -45,7 +49,7 @@ _SCRIPT_ONLY_CONFIDENCE = 0.4  # our choice: below the above, for a script says 
 _MAX_LETTERS = 2000  # our choice: more text does not change the label, only the time
 
 # lid.176's labels are Wikipedia's codes, which differ from BCP 47 here.
-_WIKIPEDIA_CODES = {"als": "gsw", "bh": "bho", "sh": "sr-Latn"}
+WIKIPEDIA_CODES = {"als": "gsw", "bh": "bho", "sh": "sr-Latn"}
 # Languages whose Wikipedia is in two scripts.
 _LABEL_SCRIPTS = {"sr": ("Cyrl", "Latn")}
 # Members of a macro-language that lid.176 tells apart: asked for the whole, any member will do.
@@ -93,7 +97,33 @@ class LanguageIdentifier(Protocol):
         ...
 
 
-LANGUAGE_IDENTIFIERS: Registry[type[LanguageIdentifier]] = Registry("language identifier")
+class _IdentifierRegistry(Registry[Callable[[], LanguageIdentifier]]):
+    """Iterates over what is installed; takes `fasttext:PATH` and `glotlid`, which may need a file, too."""
+
+    def get(self, name: str, *, where: str | None = None) -> Callable[[], LanguageIdentifier]:
+        if name != "glotlid" and not name.startswith("fasttext:"):
+            return super().get(name, where=where)
+        from enc2gen.corpora.fasttext_models import FastTextModelIdentifier, glotlid_path
+
+        path = glotlid_path if name == "glotlid" else partial(Path, name.removeprefix("fasttext:"))
+        return lambda: FastTextModelIdentifier(path())
+
+    def unknown(self, name: str, *, where: str | None = None) -> ConfigError:
+        error = super().unknown(name, where=where)
+        return ConfigError(error.what, where=where, remedy=f"{error.remedy}, glotlid, fasttext:PATH")
+
+
+LANGUAGE_IDENTIFIERS = _IdentifierRegistry("language identifier")
+
+
+def language_identifier(name: str = "fasttext-lid176", *, where: str | None = None) -> LanguageIdentifier:
+    """Return an identifier by its name: "fasttext-lid176", "glotlid", or "fasttext:PATH" for a .bin or .ftz file.
+
+    Raises:
+        ConfigError: an unknown name.
+        DataError: the model's file is missing, cannot be downloaded, or is no fastText classifier.
+    """
+    return LANGUAGE_IDENTIFIERS.get(name, where=where)()
 
 
 @LANGUAGE_IDENTIFIERS.register("fasttext-lid176")
@@ -117,7 +147,7 @@ class FastTextIdentifier:
         labels = [label for label, scripts in self._labels.values() if script in scripts]
         if not labels:
             return _likely_language(script) == base
-        return any(_same_language(tag, label) for label in labels)
+        return any(same_language(tag, label) for label in labels)
 
     @cached_property
     def _detector(self) -> LangDetector:
@@ -131,20 +161,18 @@ class FastTextIdentifier:
         """Map each label of lid.176 to its BCP 47 language and the ISO 15924 scripts it is trained on."""
         labels: dict[str, tuple[str, tuple[str, ...]]] = {}
         for guess in self._detector.detect("", model="lite", k=1000, threshold=-1.0):
-            tag = langcodes.standardize_tag(_WIKIPEDIA_CODES.get(guess["lang"], guess["lang"]))
+            tag = langcodes.standardize_tag(WIKIPEDIA_CODES.get(guess["lang"], guess["lang"]))
             language = langcodes.Language.get(tag).language or "und"
             labels[guess["lang"]] = (language, _LABEL_SCRIPTS.get(language, (default_script(tag),)))
         return labels
 
     def _identify(self, text: str) -> LanguageGuess:
-        text = " ".join(natural_text(text)[:_MAX_LETTERS].split())
+        text = classifiable(text)
         letters = sum(map(str.isalpha, text))
         script = dominant_script(text)
         if script is None:
             return LanguageGuess("und", 0.0, None, letters)
-        # Lone surrogates, which broken JSON escapes produce, are no UTF-8; fastText refuses them.
-        clean = text.encode("utf-8", "replace").decode("utf-8")
-        candidates: list[dict[str, Any]] = self._detector.detect(clean, model="lite", k=len(self._labels))
+        candidates: list[dict[str, Any]] = self._detector.detect(text, model="lite", k=len(self._labels))
         for candidate in candidates:
             language, scripts = self._labels[candidate["lang"]]
             if any(script_matches(script, known) for known in scripts):
@@ -152,6 +180,14 @@ class FastTextIdentifier:
                     language = "kk"
                 return LanguageGuess(language, float(candidate["score"]), script, letters)
         return LanguageGuess(_likely_language(script), _SCRIPT_ONLY_CONFIDENCE, script, letters)
+
+
+def classifiable(text: str) -> str:
+    """Return what a fastText classifier is given: one line of natural text, not too long, without lone surrogates.
+
+    Broken JSON escapes produce those; they are no UTF-8, and fastText refuses them.
+    """
+    return " ".join(natural_text(text)[:_MAX_LETTERS].split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def matches(requested: str, guess: LanguageGuess) -> bool:
@@ -169,11 +205,12 @@ def matches(requested: str, guess: LanguageGuess) -> bool:
     tag = normalise_language(requested)
     if not script_matches(guess.script, default_script(tag)):
         return False
-    return not guess.conclusive or _same_language(tag, guess.language)
+    return not guess.conclusive or same_language(tag, guess.language)
 
 
 @lru_cache(maxsize=4096)
-def _same_language(requested: str, guessed: str) -> bool:
+def same_language(requested: str, guessed: str) -> bool:
+    """Whether a classifier's label `guessed` may stand for `requested`, folded over macro-languages."""
     subtag = langcodes.Language.get(langcodes.standardize_tag(requested, macro=True)).language or "und"
     if guessed in _MEMBERS.get(subtag, ()) or {subtag, guessed} <= _SERBO_CROATIAN:
         return True

@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from enc2gen.corpora.readers import EXTENSIONS, known_extension, read_records, source_files
-from enc2gen.errors import ConfigError, DataError
+from enc2gen.errors import DataError
 
 MAX_LINE_BYTES = 2**20
 MAX_RECORD_BYTES = 64 * 2**20
@@ -45,16 +45,18 @@ class ReadingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    field: str = Field("text", description="Field or column of the text in structured files.")
-    document_field: str | None = Field(None, description="Field that names the document; else a record is one.")
+    field: str = Field(default="text", description="Field or column of the text in structured files.")
+    document_field: str | None = Field(default=None, description="Field that names the document; else a record is one.")
     documents: Literal["auto", "file", "block", "line"] = Field(
-        "auto",
+        default="auto",
         description="What a document of plain text is: a file, a block up to a blank line (at most 100 lines), a line; "
         "auto: files if there are at least 20, else blocks.",
     )
-    format: str | None = Field(None, description="File format, where the extension does not tell.")
-    split: str = Field("train", description="Split of a Hub data set.")
-    encoding: str | None = Field(None, description="Encoding of text that is not UTF-8; without it, it is dropped.")
+    format: str | None = Field(default=None, description="File format, where the extension does not tell.")
+    split: str = Field(default="train", description="Split of a Hub data set.")
+    encoding: str | None = Field(
+        default=None, description="Encoding of text that is not UTF-8; without it, it is dropped."
+    )
 
     @field_validator("encoding")
     @classmethod
@@ -64,9 +66,7 @@ class ReadingConfig(BaseModel):
         try:
             return codecs.lookup(name).name
         except LookupError:
-            raise ConfigError(
-                f"unknown encoding {name!r}", where="encoding", remedy="for example windows-1251, gb18030, utf-16-le"
-            ) from None
+            raise ValueError(f"unknown encoding {name!r}; for example windows-1251, gb18030, utf-16-le") from None
 
 
 class Line(NamedTuple):
@@ -156,17 +156,19 @@ def _check_encodings(sources: Sequence[Source], config: ReadingConfig) -> None:
 
 
 def _is_foreign(path: Path) -> bool:
-    with _opened(path) as file:
-        start = file.read(_SAMPLE_BYTES)
+    try:
+        with _opened(path) as file:
+            start = file.read(_SAMPLE_BYTES)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False  # damaged, as the reader will say
     if _mark(start):
         return False
     if start.count(0) > _NUL_SHARE * len(start):
         return True
     lines = start.split(b"\n")
-    lines = [line for line in (lines[:-1] if len(lines) > 1 and len(start) == _SAMPLE_BYTES else lines)]
+    if len(start) == _SAMPLE_BYTES:  # the last line is cut off, perhaps inside a character
+        lines = lines[:-1]
     beyond_ascii = [line for line in lines if not line.isascii()]
-    if len(start) == _SAMPLE_BYTES and len(lines) == 1:  # the sample may end inside a character
-        beyond_ascii = [line[:-4] for line in beyond_ascii]
     return 2 * sum(_decoded(line, None)[1] != "" for line in beyond_ascii) > len(beyond_ascii)
 
 

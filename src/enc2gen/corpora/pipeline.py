@@ -11,6 +11,7 @@ workers. A run that is stopped goes on with the chunks that are missing.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,12 +26,13 @@ from enc2gen.corpora.chunks import Chunk, ChunkResult, chunked, clean_chunk
 from enc2gen.corpora.cleaning import DROP_REASONS, REPAIRS, CleaningConfig
 from enc2gen.corpora.cleaning_report import CleaningStats, write_cleaning_report
 from enc2gen.corpora.deduplication import DuplicateIndex
-from enc2gen.corpora.engines import ENGINES
+from enc2gen.corpora.engines import ENGINES, Engine
 from enc2gen.corpora.explanations import Explanations
 from enc2gen.corpora.filters import LanguageFilter
 from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS
-from enc2gen.corpora.lines import find_sources, read_lines
+from enc2gen.corpora.lines import Source, find_sources, read_lines
 from enc2gen.corpora.output_folder import OutputFolder, fingerprint
+from enc2gen.corpora.readers import read_records, source_files
 from enc2gen.corpora.shards import FORMAT, FORMAT_VERSION, SPLITS, PreparedCorpus, ShardWriter, read_json, write_json
 from enc2gen.errors import DataError
 
@@ -98,13 +100,16 @@ def prepare_corpus(
     if config.filter_language:
         LANGUAGE_IDENTIFIERS.get(config.identifier, where="identifier")
     runner = ENGINES.get(engine, where="engine")(workers)
-    config = config.model_copy(update={"against": tuple(str(Path(path).resolve()) for path in config.against)})
+    evaluation = _evaluation_files(config)
+    # Workers may be in another folder.
+    absolute = tuple(str(Path(path).resolve()) if Path(path).exists() else path for path in config.against)
     files = find_sources(sources, config.reading)
-    folder = OutputFolder(output, _identity(sources, files, config, explain), overwrite=overwrite)
+    folder = OutputFolder(output, _identity(files, evaluation, config, explain), overwrite=overwrite)
     if folder.complete:
         return PreparedCorpus.open(output).stats()
     notify = on_progress or (lambda progress: None)
-    chunks = chunked(read_lines(files, config.reading), config, explain)
+    lines = read_lines(files, config.reading)
+    chunks = chunked(lines, config.model_copy(update={"against": absolute}), explain)
     stats = _clean(chunks, folder, runner, notify)
     manifest = _write(folder, config, stats, explain, notify)
     stats.seconds = time.monotonic() - start
@@ -116,33 +121,46 @@ def prepare_corpus(
     return stats
 
 
-def _identity(sources: Sequence[str], files: Sequence[Any], config: CleaningConfig, explain: bool) -> dict[str, Any]:
-    """Everything that the output depends on. Evaluation files count by name and content, not by folder."""
-    against = {Path(path).name: Path(path) for path in config.against}
-    for path in against.values():
-        if not path.is_file():
-            raise DataError("no such evaluation file", where=str(path), remedy="check --against")
+def _evaluation_files(config: CleaningConfig) -> dict[str, Path]:
+    """The files of the evaluation sets; `DataError` if a set is not there."""
+    files = {}
+    for number, name in enumerate(config.against):
+        read_records(name)  # complains about what is neither a file nor a data set
+        for path in source_files(Path(name)) if Path(name).exists() else ():
+            files[f"against {number}: {path.name}"] = path
+    return files
+
+
+def _identity(
+    files: Sequence[Source], evaluation: Mapping[str, Path], config: CleaningConfig, explain: bool
+) -> dict[str, Any]:
+    """Everything that the output depends on; evaluation sets count by name and content, not by their folder."""
+    against = tuple(Path(name).name if Path(name).exists() else name for name in config.against)
     inputs = {file.name: file.path for file in files if file.path is not None}
     return {
-        "config": config.model_copy(update={"against": tuple(against)}).model_dump(mode="json"),
-        "inputs": [fingerprint({**inputs, **against}), *(file.name for file in files if file.path is None)],
+        "config": config.model_copy(update={"against": against}).model_dump(mode="json"),
+        "inputs": [fingerprint({**inputs, **evaluation}), *(file.name for file in files if file.path is None)],
         "explain": explain,
         "version": __version__,
     }
 
 
 def _clean(
-    chunks: Iterable[Chunk], folder: OutputFolder, engine: Any, notify: Callable[[Progress], None]
+    chunks: Iterable[Chunk], folder: OutputFolder, engine: Engine, notify: Callable[[Progress], None]
 ) -> CleaningStats:
     """Phase 1: work on all chunks that are not done, and return the counts of all, in order."""
     count = kept = lines = 0
 
     def missing() -> Iterator[Chunk]:
-        nonlocal count
+        nonlocal count, kept, lines
         for chunk in chunks:
             count += 1
-            if not (folder.chunks / f"{chunk.index:06d}.json").exists():
+            finished = read_json(folder.chunks / f"{chunk.index:06d}.json")
+            if finished is None:
                 yield chunk
+            else:
+                stats = CleaningStats.from_json(finished)
+                lines, kept = lines + stats.read, kept + stats.read - stats.total_dropped
 
     with closing(engine.map(clean_chunk, missing())) as results:
         for result in results:
@@ -160,7 +178,10 @@ def _store(result: ChunkResult, folder: Path) -> None:
     contents = {".parquet": result.passed, ".jsonl": result.dropped.encode("utf-8", "replace")}
     for suffix, content in contents.items():
         temporary = folder / f"{result.index:06d}{suffix}.tmp"
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(folder / f"{result.index:06d}{suffix}")
     write_json(folder / f"{result.index:06d}.json", result.stats)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,11 +55,13 @@ def make_vocabulary(recipe: Recipe, workspace: Workspace, variant: str, log: Log
     if config.extend_vocabulary is not None:
         extended = _extend(recipe, config.extend_vocabulary, data, tokenizer, log)
     final = extended.tokenizer if extended else tokenizer
+    trials = [asdict(trial) for trial in extended.trials] if extended else []
     unknown = _check_unknown(config, data, {"before": tokenizer, "after": final}, log)
     record: dict[str, Any] = {
         "tokens_before": before,
         "tokens": len(final),
         "new_pieces": len(extended.pieces) if extended else 0,
+        "size_trials": trials,
         "kept_ids": kept,
         "unknown_rate": unknown["after"],
         "unknown_rate_before": unknown["before"],
@@ -165,7 +168,7 @@ def _save_start(
             seed=recipe.seed,
         )
         replace_vocabulary(model, rows.table, extended.origins, extended.tokenizer)
-        counts, final = dict(rows.counts()), extended.tokenizer
+        counts, final = rows.summary, extended.tokenizer
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder)
@@ -246,4 +249,3 @@ def prepared_encoder(
         encoder, layers = load_encoder(config.name, rows=kept), config.layers
     encoder.config.name_or_path = config.name
     return encoder, tokenizer, layers
-

@@ -211,8 +211,8 @@ class Recipe(_Section):
             encoder = self.encoder_of(name)
             if system.start and (encoder.trim_vocabulary or encoder.changes_weights):
                 raise ValueError(
-                    f"systems.{name}.start goes with its own vocabulary and encoder: set encoder.trim_vocabulary to false, "
-                    "and neither encoder.extend_vocabulary nor encoder.adapt"
+                    f"systems.{name}.start goes with its own vocabulary and encoder: set encoder.trim_vocabulary to "
+                    "false, and neither encoder.extend_vocabulary nor encoder.adapt"
                 )
             for stage in STAGE_NAMES:
                 self.training(name, stage, system)

@@ -110,7 +110,10 @@ class Run:
             if config.adapt is not None:
                 self._stage(
                     f"adapt-{name}",
-                    {"vocabulary": self.keys[f"vocabulary-{name}"], "adapt": encoders.adaptation_identity(config.adapt)},
+                    {
+                        "vocabulary": self.keys[f"vocabulary-{name}"],
+                        "adapt": encoders.adaptation_identity(config.adapt),
+                    },
                     partial(self._adapt_one, name),
                     self.workspace.encoder(name, "adaptation"),
                     everywhere=True,

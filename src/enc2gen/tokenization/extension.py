@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -73,14 +73,9 @@ def extend_vocabulary(
         DataError: there is no text.
     """
     texts = list(texts)
-    if not any(text and not text.isspace() for text in texts):
-        raise DataError("there is no text to learn pieces from", remedy="give lines of the new language")
-    if size != "auto" and size < 1:
-        raise ConfigError(f"an extension by {size} pieces is none", where="size", remedy='1 or more, or "auto"')
-    if max_piece_length < 2:
-        raise ConfigError(f"{max_piece_length} is too short", where="max_piece_length", remedy="use 2 or more")
+    _check(texts, size, max_piece_length)
     trials: list[SizeTrial] = []
-    options = {
+    options: Any = {
         "byte_fallback": byte_fallback,
         "seed": seed,
         "max_piece_length": max_piece_length,
@@ -92,3 +87,12 @@ def extend_vocabulary(
     pieces = growth.new_pieces(size)
     origins = [*range(growth.old_size), *[None] * len(pieces)]
     return ExtendedVocabulary(growth.build(size), origins, pieces, growth.exempted, trials)
+
+
+def _check(texts: Sequence[str], size: int | Literal["auto"], max_piece_length: int) -> None:
+    if not any(text and not text.isspace() for text in texts):
+        raise DataError("there is no text to learn pieces from", remedy="give lines of the new language")
+    if size != "auto" and size < 1:
+        raise ConfigError(f"an extension by {size} pieces is none", where="size", remedy='1 or more, or "auto"')
+    if max_piece_length < 2:
+        raise ConfigError(f"{max_piece_length} is too short", where="max_piece_length", remedy="use 2 or more")

@@ -22,6 +22,7 @@ from enc2gen.tokenization.pieces import WORD_START, first_name
 _TRAINING_CHARACTERS = 2_000_000  # larger texts are sampled; our choice, for training in seconds
 _SYLLABLE_ENDS = "\u0f0b\u0f0c"  # tsheg: ends a syllable, not a word
 _SEEDS_PER_PIECE = 8  # candidates at the start per piece in the end, our choice
+_MOST_SEEDS = 40_000  # but no more than this, or twice the pieces: each costs time in every round
 _SHRINK = 0.75  # share of candidates that survive a round, as in SentencePiece's trainer
 _UNKNOWN = -30.0  # log-probability of a character without a piece, our choice
 _UNSEEN = 0.5  # count of a piece that the best split never takes, our choice
@@ -130,7 +131,8 @@ class UnigramTrainer:
         known = set(self._fixed)
         fresh = [piece for piece in seeds if piece not in known]
         fresh.sort(key=lambda piece: (-seeds[piece] * len(piece), piece))
-        self._candidates = fresh[: _SEEDS_PER_PIECE * max(0, largest - len(self._required))]
+        wanted = max(0, largest - len(self._required))
+        self._candidates = fresh[: max(2 * wanted, min(_SEEDS_PER_PIECE * wanted, _MOST_SEEDS))]
         letters = Counter[str]()
         for unit, count in units.items():
             for character in unit:

@@ -77,7 +77,7 @@ def trim_vocabulary(
     if kind == "BPE":
         require_plain_merges(state["model"], tokenizer.name_or_path or None)
     pieces = piece_list(state)
-    first = _first_ids(tokenizer, state, pieces)
+    first = _first_ids(tokenizer, state)
     texts = list(texts)
     used, characters = _usage(backend, texts)
     chosen = used | _ids_of(keep, pieces, tokenizer) | _required(state, pieces, backend, texts)
@@ -120,14 +120,12 @@ def _encode(backend: Tokenizer, texts: list[str], *, offsets: bool = False) -> l
     return encode(texts, add_special_tokens=False)
 
 
-def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any], pieces: Sequence[str]) -> list[int]:
+def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> list[int]:
     """Old ids of special and added tokens and of the unknown piece, ascending."""
     model = state["model"]
     unknown = model["unk_id"] if model["type"] == "Unigram" else model["vocab"].get(model["unk_token"])
     found = {token["id"] for token in state["added_tokens"]} | set(tokenizer.all_special_ids)
     found |= set() if unknown is None else {unknown}
-    if model.get("byte_fallback"):
-        found |= {i for i, piece in enumerate(pieces) if BYTE_PIECE.fullmatch(piece)}
     return sorted(found)
 
 
@@ -155,14 +153,25 @@ def _ids_of(keep: Iterable[str], pieces: Sequence[str], tokenizer: PreTrainedTok
 def _required(state: Mapping[str, Any], pieces: Sequence[str], backend: Tokenizer, texts: list[str]) -> set[int]:
     """Pieces that need not occur in the split texts but without which texts would be split otherwise."""
     model = state["model"]
+    if model["type"] == "WordPiece":
+        return _failed_matches(model, backend, texts)
+    # Nothing is unknown to bytes.
+    falls_back, byte_level = model.get("byte_fallback"), model["type"] == "BPE" and is_byte_level(state)
+    found = {i for i, piece in enumerate(pieces) if falls_back and BYTE_PIECE.fullmatch(piece)}
+    found |= {i for i, piece in enumerate(pieces) if byte_level and piece in BYTE_LEVEL}
     if model["type"] == "Unigram":
         # The score of the unknown piece is derived from the lowest score in the vocabulary. The lone space
         # mark stands before unseen words.
-        lowest = min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1])
-        return {lowest, *(i for i, piece in enumerate(pieces) if piece == WORD_START)}
-    if model["type"] == "BPE":  # every byte has a piece
-        return {i for i, piece in enumerate(pieces) if piece in BYTE_LEVEL} if is_byte_level(state) else set()
-    # Longest-match splitting that ends in "unknown" took pieces on its way; without them it could succeed.
+        found.add(min(range(len(model["vocab"])), key=lambda i: model["vocab"][i][1]))
+        found.update(i for i, piece in enumerate(pieces) if piece == WORD_START)
+    return found
+
+
+def _failed_matches(model: Mapping[str, Any], backend: Tokenizer, texts: list[str]) -> set[int]:
+    """Pieces that words came through before they ended in "unknown".
+
+    Longest-match splitting took them on its way; without them it could succeed.
+    """
     vocabulary, prefix = model["vocab"], model["continuing_subword_prefix"]
     normaliser, splitter = backend.normalizer, backend.pre_tokenizer
     words: set[str] = set()

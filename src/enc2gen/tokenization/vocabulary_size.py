@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.tokenization.growth import VocabularyGrowth
+from enc2gen.tokenization.piece_training import sample_texts
 
 CANDIDATE_SIZES = (500, 1000, 2000, 4000, 8000, 16000)
 TOLERANCE = 0.01  # a smaller vocabulary may cost this share of bits more than the best; our choice
 _DEV_SHARE = 0.05  # of the texts, if no dev texts are given; our choice
+_DEV_CHARACTERS = 200_000  # longer dev texts are sampled; our choice
 _UNICODE_BITS = math.log2(159_801)  # to write an unknown character: as many as Unicode 17 has
 
 
@@ -52,8 +54,8 @@ def choose_size(
 ) -> tuple[int, list[SizeTrial]]:
     """The smallest size whose dev bits per character are within 1 % (our choice) of the best size's.
 
-    Pieces are learnt once, for the largest size. For each size, the training text is split and its tokens
-    counted; the dev text then costs -log2 p(token) bits a token under the Witten-Bell estimate
+    Pieces are learnt once, for the largest size. For each size, (a sample of) the training text is split and its
+    tokens counted; the dev text then costs -log2 p(token) bits a token under the Witten-Bell estimate
     p(x) = c(x) / (N + T) for the T kinds of tokens seen N times in all, and T / (N + T) shared evenly by the
     other V - T ids. So a piece that is too rare to be learnt costs more than it saves. An unknown token
     costs log2 of the size of Unicode for each of its characters besides. Sizes that the data cannot fill are
@@ -79,6 +81,7 @@ def choose_size(
         max_piece_length=max_piece_length,
         keep_characters=keep_characters,
     )
+    train, dev = sample_texts(train, seed), sample_texts(dev, seed, _DEV_CHARACTERS)
     trials: list[SizeTrial] = []
     for size in sorted(set(sizes)):
         pieces = len(growth.new_pieces(size))

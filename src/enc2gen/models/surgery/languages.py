@@ -126,10 +126,8 @@ def add_language(
     """Add `language` to a trained generator, in place; the rows of old tokens stay what they were, bit by bit.
 
     Args:
-        language: BCP 47 tag.
         texts: of the new language: tested for exact round trips, and what new pieces are trained on.
-        like: a related language of the model whose token's row the new token starts from; the mean of all
-            languages' by default.
+        like: a related language whose token's row the new token starts from; the mean of all by default.
         size: number of new pieces, or "auto"; no new pieces if None.
         initialisation: of the new pieces' rows.
         checks: old language -> examples (see `check_examples`) whose loss is measured before and after.
@@ -147,19 +145,9 @@ def add_language(
     before = {old: example_nats(generator, tokenizer, examples) for old, examples in (checks or {}).items()}
     change = None
     if size is not None:
-        change = extend_model(
-            generator,
-            tokenizer,
-            lines,
-            size,
-            initialisation,
-            dev_texts=dev_texts,
-            pairs=pairs,
-            byte_fallback=byte_fallback,
-            seed=seed,
-        )
-        tokenizer = change.tokenizer
-    new = copy.deepcopy(tokenizer)
+        options: dict[str, Any] = {"dev_texts": dev_texts, "pairs": pairs, "byte_fallback": byte_fallback, "seed": seed}
+        change = extend_model(generator, tokenizer, lines, size, initialisation, **options)
+    new = copy.deepcopy(change.tokenizer if change else tokenizer)
     token_id = add_language_tokens(new, [tag])[tag]
     _add_row(generator, new, token_id, like)
     generator.config.languages = {**generator.config.language_ids, tag: token_id}

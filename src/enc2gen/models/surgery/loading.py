@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +30,7 @@ def load_for_surgery(name: str | os.PathLike[str]) -> tuple[PreTrainedModel, Pre
         CheckpointError: the weights are truncated or incomplete.
     """
     name = os.fspath(name)
+    transformers.logging.disable_progress_bar()  # the caller shows progress, if any
     model = load_encoder(name) if name.startswith(EMBEDDED_PREFIX) else _load(name, _read_config(name))
     tokenizer = load_tokenizer(name)
     check_pair(model, tokenizer, where=name)

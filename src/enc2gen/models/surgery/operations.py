@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -115,7 +115,7 @@ def extend_model(
 ) -> VocabularyChange:
     """Extend the vocabulary of `model`, in place, with pieces trained on `texts`.
 
-    The rows of old pieces stay what they were, bit by bit.
+    The rows of old pieces stay what they were, bit by bit (unless `initialisation` projects them).
 
     Args:
         texts: of the new language.
@@ -140,24 +140,14 @@ def extend_model(
     )
     new, origins = extended.tokenizer, extended.origins
     context: list[str | tuple[str, str]] = [*pairs, *lines]
-
-    def initialised(old: Tensor) -> tuple[Tensor, list[str]]:
-        found = initialise_rows(old.detach(), tokenizer, new, origins, config, texts=context, seed=seed)
-        return torch.where(
-            _is_new(origins)[:, None], found.table, take_rows(old, origins, old.new_zeros(()))
-        ), found.how
-
-    table = cast(Tensor, model.get_input_embeddings().weight)
-    rows, how = initialised(table)
-    head = output_layer(model)
-    untied = head is not None and head.weight is not table
-    head_rows = initialised(head.weight)[0] if head is not None and untied else None
-    replace_vocabulary(model, rows, origins, new, head_rows=head_rows)
-    return VocabularyChange(new, origins, before, ModelSize.of(model), extended.pieces, how, extended.trials)
-
-
-def _is_new(origins: Sequence[int | None]) -> Tensor:
-    return torch.tensor([origin is None for origin in origins])
+    initialised = partial(initialise_rows, config=config, texts=context, seed=seed)
+    table, head = cast(Tensor, model.get_input_embeddings().weight), output_layer(model)
+    made = initialised(table.detach(), tokenizer, new, origins)
+    head_rows = None
+    if head is not None and head.weight is not table:
+        head_rows = initialised(head.weight.detach(), tokenizer, new, origins).table
+    replace_vocabulary(model, made.table, origins, new, head_rows=head_rows)
+    return VocabularyChange(new, origins, before, ModelSize.of(model), extended.pieces, made.how, extended.trials)
 
 
 def _some_text(texts: Iterable[str]) -> list[str]:

@@ -1,0 +1,112 @@
+"""Evaluation texts are found wherever they hide; other texts of the same language are not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+
+from enc2gen.corpora.decontamination import EvaluationIndex
+from enc2gen.errors import DataError
+
+TEST_SENTENCES = {
+    "kk": "Барлық адамдар тумысынан азат және қадір-қасиеті мен құқықтары тең болып дүниеге келеді.",
+    "ug": "ھەممە ئادەم زاتىدىنلا ئەركىن، ئىززەت-ھۆرمەت ۋە ھوقۇقتا باپباراۋەر بولۇپ تۇغۇلغان.",
+    "bo": "འགྲོ་བ་མིའི་རིགས་རྒྱུད་ཡོངས་ལ་སྐྱེས་ཙམ་ཉིད་ནས་ཆེ་མཐོངས་དང༌། ཐོབ་ཐངགི་རང་དབང་འདྲ་མཉམ་དུ་ཡོད་ལ།",
+    "zh": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+}
+PASSAGES = {
+    "kk": "Қазақстанның оңтүстігінде бүгін жаңбыр жауады, ал солтүстігінде күн ашық болады деп күтілуде. ",
+    "ug": "بۈگۈن ھاۋا ئوچۇق بولىدۇ، ئەتە بولسا يامغۇر ياغىدۇ دەپ مۆلچەرلەندى، شامال كۈچلۈك چىقىدۇ. ",
+    "bo": "དེ་རིང་གནམ་གཤིས་ཡག་པོ་འདུག སང་ཉིན་ཆར་པ་འབབ་རྒྱུ་རེད་ཟེར་གྱི་འདུག གནངས་ཉིན་རླུང་ཆེན་པོ་རྒྱག་རྒྱུ་རེད། ",
+    "zh": "今天北方大部分地区天气晴朗，明天南方将有大到暴雨，请市民出门时注意安全并携带雨具。",
+}
+
+
+@pytest.fixture(scope="module")
+def index() -> EvaluationIndex:
+    return EvaluationIndex.from_texts(TEST_SENTENCES.values())
+
+
+@pytest.mark.parametrize("tag", TEST_SENTENCES)
+def test_a_test_sentence_is_found_in_every_disguise(index: EvaluationIndex, tag: str) -> None:
+    sentence, passage = TEST_SENTENCES[tag], PASSAGES[tag]
+    rng = random.Random(0)
+    slightly = list(sentence)
+    for place in rng.sample(range(len(sentence)), max(1, len(sentence) // 60)):
+        slightly[place] = "x"
+    disguises = [
+        sentence,
+        sentence.upper().replace(".", "!") + " ",
+        passage * 20 + sentence + passage * 20,
+        sentence[: int(len(sentence) * 0.8)],
+        "".join(slightly),
+    ]
+    assert index.contaminated(disguises) == [True] * 5
+    assert index.contaminated([passage, passage * 50, sentence[: len(sentence) // 6], "", " "]) == [False] * 5
+
+
+def test_one_common_phrase_is_no_leak(index: EvaluationIndex) -> None:
+    phrase = TEST_SENTENCES["kk"][:34]
+    assert not any(index.contaminated([phrase + PASSAGES["kk"], PASSAGES["kk"] + phrase]))
+
+
+@pytest.mark.parametrize("tag", TEST_SENTENCES)
+def test_a_sentence_of_a_long_test_passage_is_found(tag: str) -> None:
+    index = EvaluationIndex.from_texts([PASSAGES[tag] + TEST_SENTENCES[tag] * 2])
+    assert index.contaminated([PASSAGES[tag], *TEST_SENTENCES.values()]) == [True, *(t == tag for t in TEST_SENTENCES)]
+
+
+def test_shared_ngrams_of_several_texts_do_not_add_up() -> None:
+    """A line with a little of each of many test texts is in none of them."""
+    rng = random.Random(1)
+    letters = "абвгдежзийклмнопрстуфхцчшщы "
+    texts = ["".join(rng.choice(letters) for _ in range(200)) for _ in range(8)]
+    patchwork = "".join(text[10:60] for text in texts)
+    index = EvaluationIndex.from_texts(texts)
+    assert index.contaminated([patchwork, patchwork + texts[0]]) == [False, True]
+
+
+def test_evaluation_texts_do_not_run_into_each_other() -> None:
+    rng = random.Random(2)
+    first, second = ("".join(rng.choice("абвгдежзик") for _ in range(100)) for _ in range(2))
+    seam = first[-25:] + second[:25]
+    assert EvaluationIndex.from_texts([first, second]).contaminated([seam]) == [False]
+    assert EvaluationIndex.from_texts([first + second]).contaminated([seam]) == [True]
+
+
+def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*TEST_SENTENCES.values(), *PASSAGES.values(), "", "short", "\ud800 lone"]
+    whole = EvaluationIndex.from_texts(TEST_SENTENCES.values()).contaminated(texts)
+    assert whole == [True] * 4 + [False] * 7
+    monkeypatch.setattr("enc2gen.corpora.decontamination._BATCH_CHARACTERS", 50)
+    assert EvaluationIndex.from_texts(TEST_SENTENCES.values()).contaminated(texts) == whole
+
+
+def test_files_are_read_with_all_their_texts_but_labels(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    rows = [{"src": TEST_SENTENCES["kk"], "tgt": {"zh": TEST_SENTENCES["zh"]}, "label": "politics", "id": 7,
+             "answers": [TEST_SENTENCES["bo"]]}]  # fmt: skip
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    index = EvaluationIndex.from_files([file])
+    assert index.contaminated([*TEST_SENTENCES.values(), "politics"]) == [True, False, True, True, False]
+    only = EvaluationIndex.from_files([str(file)], fields=["src"])
+    assert only.contaminated(list(TEST_SENTENCES.values())) == [True, False, False, False]
+    with pytest.raises(DataError, match="source"):
+        EvaluationIndex.from_files([file], fields=["source"])
+    with pytest.raises(DataError, match="no text of at least"):
+        EvaluationIndex.from_files([file], fields=["label"])
+
+
+def test_workers_get_an_equal_index(index: EvaluationIndex) -> None:
+    copy = pickle.loads(pickle.dumps(index))
+    texts = [*TEST_SENTENCES.values(), *PASSAGES.values()]
+    assert copy.contaminated(texts) == index.contaminated(texts)
+
+
+def test_texts_too_short_for_ngrams_are_still_compared_as_wholes() -> None:
+    index = EvaluationIndex.from_texts(["Алматы қаласы."])
+    assert index.contaminated(["алматы қаласы", "Алматы қаласы үлкен"]) == [True, False]

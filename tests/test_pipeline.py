@@ -1,0 +1,395 @@
+"""`prepare_corpus` end to end, on planted defects whose fate is known, and on input that is bad."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import operator
+import os
+import random
+import re
+import shutil
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from enc2gen.corpora import chunks, pipeline
+from enc2gen.corpora.cleaning import CleaningConfig
+from enc2gen.corpora.cleaning_report import CleaningStats
+from enc2gen.corpora.engines import ENGINES, LocalEngine
+from enc2gen.corpora.lines import MAX_LINE_BYTES, ReadingConfig, find_sources, read_lines
+from enc2gen.corpora.pipeline import Progress, prepare_corpus, remarks, split_of_document
+from enc2gen.corpora.readers import read_records
+from enc2gen.corpora.shards import PreparedCorpus
+from enc2gen.errors import ConfigError, DataError, OutputError
+
+_SYLLABLES = re.findall(
+    r"\S+",
+    "བོད སྐད ཡིག ནི མི རིགས ཀྱི ཡིན ལྷ ས ཆེན པོ རྒྱལ ཁབ དང སློབ གྲྭ དགེ རྒན ཆུ རི ནགས ཚལ གནམ ཉི མ ཟླ བ སྐར འོད ལམ ཁང "
+    "དེབ ཀློག འབྲི གཏམ བཤད སྔོན རབས ལོ རྒྱུས དེང དུས གསར འགྱུར ཤེས རིག གཞུང ལུགས བསླབ བྱ སེམས བསམ ལྟ ཉན འགྲོ འོང",
+)
+
+
+def _sentences(count: int, *, syllables: int = 40, seed: int = 1) -> list[str]:
+    generator = random.Random(seed)
+    return ["་".join(generator.choices(_SYLLABLES, k=syllables)) + "།" for _ in range(count)]
+
+
+def _write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def _texts(folder: Path) -> list[str]:
+    return [record["text"] for split in ("train", "dev", "test") if (folder / split).exists()
+            for record in read_records(folder / split)]  # fmt: skip
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
+
+
+def _planted(tmp_path: Path) -> tuple[Path, Path, list[str], dict[str, int]]:
+    """A corpus with planted defects, evaluation file, texts that must be left, and drops that must be counted."""
+    clean = _sentences(240)
+    leaked = _sentences(6, seed=2)
+    damaged = list(clean)
+    for index in range(0, 10):
+        damaged[index] = damaged[index].encode().decode("latin-1")
+        damaged[10 + index] = f"<p class='x'>{damaged[10 + index]}</p>&nbsp;"
+        damaged[20 + index] = "\x07" + damaged[20 + index].replace("་", "\u200e་\x00", 1)
+    planted = {
+        "exact-duplicate": [text + " །།" for text in clean[:12]],
+        "near-duplicate": [text.replace("་", "་བཟང་", 1) for text in clean[30:37]],
+        "wrong-language": [
+            "Это предложение на русском языке, и оно довольно длинное.",
+            "这是一个足够长的中文句子。" * 1,
+        ],
+        "contaminated": leaked,
+        "repetition": ["བཀྲ་ཤིས་" * 20, "hahaha" * 12],
+        "few-letters": ["1 2 3 4 5 6 7 8 9", "----------", "2024/05/06 12:00"],
+        "too-short": ["ཡིན", "ok"],
+        "too-long": ["་".join(_sentences(80, seed=5))],
+        "encoding": ["བོད་ཡིག་\ufffd་རེད།"],
+        "empty": ["", "   ", "\u200b\x00"],
+        "markup": ["<br/><hr>", "<!-- nothing -->"],
+    }
+    rest = [text for texts in planted.values() for text in texts]
+    random.Random(3).shuffle(rest)
+    lines = damaged + rest
+    records = [{"body": text, "url": f"page-{number // 6}"} for number, text in enumerate(lines)]
+    evaluation = _write_jsonl(tmp_path / "eval.jsonl", [{"question": text, "id": "1"} for text in leaked])
+    counts = {reason: len(texts) for reason, texts in planted.items()}
+    return _write_jsonl(tmp_path / "corpus.jsonl", records), evaluation, clean, counts
+
+
+def _planted_config(evaluation: Path) -> CleaningConfig:
+    return CleaningConfig(
+        language="bo",
+        reading=ReadingConfig(field="body", document_field="url"),
+        against=(str(evaluation),),
+        dev_percent=20,
+        test_percent=20,
+        shard_lines=60,
+    )
+
+
+def test_planted_defects_are_all_found_and_nothing_else_is(tmp_path: Path) -> None:
+    corpus, evaluation, clean, counts = _planted(tmp_path)
+    output = tmp_path / "out"
+    seen: list[Progress] = []
+    config = _planted_config(evaluation)
+    stats = prepare_corpus([str(corpus)], output, config, workers=1, explain=True, on_progress=seen.append)
+    assert {reason: languages.total() for reason, languages in stats.dropped.items()} == counts
+    assert sorted(_texts(output)) == sorted(clean)
+    assert stats.total_kept == 240 and stats.read == 240 + sum(counts.values())
+    assert {kind: languages.total() for kind, languages in stats.repaired.items()}.items() >= {
+        ("mojibake", 10),
+        ("markup", 10),
+    }
+    assert stats.repaired["controls"].total() == 10
+    # --explain: every dropped line, where it was, and for duplicates which line was kept
+    records = [json.loads(line) for line in corpus.read_text().splitlines()]
+    for reason, count in counts.items():
+        dropped = [json.loads(line) for line in (output / "dropped" / f"{reason}.jsonl").open(encoding="utf-8")]
+        assert len(dropped) == count
+        for entry in dropped:
+            assert entry["source"] == "corpus.jsonl" and entry["reason"] == reason
+            if "kept" not in entry:
+                assert records[entry["line"] - 1]["body"] == entry["text"]
+    exact = [json.loads(line) for line in (output / "dropped" / "exact-duplicate.jsonl").open(encoding="utf-8")]
+    assert sorted(entry["kept"]["line"] for entry in exact) == list(range(1, 13))
+    assert all(entry["text"].startswith(clean[entry["kept"]["line"] - 1]) for entry in exact)
+    # documents are not cut by the split, the shares are about right, the order is the input's
+    splits = {split: list(read_records(output / split)) for split in ("train", "dev", "test")}
+    documents = {split: {record["document"] for record in records} for split, records in splits.items()}
+    assert sum(map(len, documents.values())) == len(set().union(*documents.values())) == stats.documents
+    assert 10 <= len(splits["dev"]) <= 100 and 10 <= len(splits["test"]) <= 100
+    order = {text: number for number, text in enumerate(clean)}
+    assert [order[r["text"]] for r in splits["train"]] == sorted(order[r["text"]] for r in splits["train"])
+    assert {r["language"] for r in splits["train"]} == {"bo"}
+    assert [p.name for p in sorted((output / "train").iterdir())][:2] == ["part-00000.parquet", "part-00001.parquet"]
+    assert all(pq.read_metadata(p).num_rows <= 60 for p in output.rglob("*.parquet"))
+    opened = PreparedCorpus.open(output)
+    assert opened.splits == dict(stats.splits) == {split: len(records) for split, records in splits.items()}
+    assert opened.language == "bo" and list(opened.records("dev")) == splits["dev"]
+    assert opened.stats() == stats
+    assert {step.phase for step in seen} == {"cleaning", "duplicates", "writing"}
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_workers_chunks_and_engines_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, evaluation, _, _ = _planted(tmp_path)
+    config = _planted_config(evaluation)
+    prepare_corpus([str(corpus)], tmp_path / "one", config, workers=1, explain=True)
+    prepare_corpus([str(corpus)], tmp_path / "two", config, workers=2, explain=True)
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 7)
+    prepare_corpus([str(corpus)], tmp_path / "small", config, workers=1, explain=True)
+    expected = _files(tmp_path / "one")
+    assert len(expected) > 3
+    assert _files(tmp_path / "two") == expected == _files(tmp_path / "small")
+    for path in (tmp_path / "one" / "dropped").iterdir():
+        for other in ("two", "small"):
+            assert sorted((tmp_path / other / "dropped" / path.name).open()) == sorted(path.open())
+    assert (tmp_path / "one/manifest.json").read_bytes() == (tmp_path / "two/manifest.json").read_bytes()
+
+
+def test_ray_gives_the_same(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra enc2gen[ray] is not installed")
+    corpus, evaluation, _, _ = _planted(tmp_path)
+    config = _planted_config(evaluation)
+    prepare_corpus([str(corpus)], tmp_path / "local", config, workers=1)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        prepare_corpus([str(corpus)], tmp_path / "ray", config, engine="ray")
+        with pytest.raises(DataError, match="no field 'text'"):
+            prepare_corpus([str(corpus)], tmp_path / "bad", CleaningConfig(language="bo"), engine="ray")
+    finally:
+        ray.shutdown()
+    assert _files(tmp_path / "ray") == _files(tmp_path / "local")
+
+
+def test_a_stopped_run_never_looks_complete_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, evaluation, _, _ = _planted(tmp_path)
+    config = _planted_config(evaluation)
+    expected = prepare_corpus([str(corpus)], tmp_path / "whole", config, workers=1)
+    real, done = pipeline.clean_chunk, []
+
+    def failing(chunk: chunks.Chunk) -> chunks.ChunkResult:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(chunk.index)
+        return real(chunk)
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(pipeline, "clean_chunk", failing)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus([str(corpus)], output, config, workers=1)
+    assert done == [0, 1, 2]
+    assert not list(output.glob("*/part-*.parquet"))
+    with pytest.raises(DataError, match="not a complete prepared corpus"):
+        PreparedCorpus.open(output)
+    monkeypatch.setattr(pipeline, "clean_chunk", lambda chunk: (done.append(chunk.index), real(chunk))[1])
+    # the disk is full while the shards are written
+    monkeypatch.setattr(pipeline.ShardWriter, "add", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        prepare_corpus([str(corpus)], output, config, workers=1)
+    with pytest.raises(DataError, match="not a complete"):
+        PreparedCorpus.open(output)
+    monkeypatch.undo()
+    monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
+    assert done == sorted(set(done)) and len(done) == 6  # no chunk was worked on twice
+    stats = prepare_corpus([str(corpus)], output, config, workers=1)
+    stats.seconds = expected.seconds
+    assert stats == expected
+    assert _files(output) == _files(tmp_path / "whole")
+
+
+def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(_sentences(30)), encoding="utf-8")
+    output, config = tmp_path / "out", CleaningConfig(language="bo")
+    first = prepare_corpus([str(source)], output, config, workers=1)
+    manifest = (output / "manifest.json").read_bytes()
+    assert prepare_corpus([str(source)], output, config, workers=1) == first  # complete: nothing is done again
+    other = CleaningConfig(language="bo", min_length=6)
+    with pytest.raises(OutputError, match="min_length: 5 then, 6 now"):
+        prepare_corpus([str(source)], output, other, workers=1)
+    assert (output / "manifest.json").read_bytes() == manifest
+    prepare_corpus([str(source)], output, other, workers=1, overwrite=True)
+    assert PreparedCorpus.open(output).manifest["config"]["min_length"] == 6
+    source.write_text("\n".join(_sentences(31)), encoding="utf-8")
+    with pytest.raises(OutputError, match="other settings or inputs"):
+        prepare_corpus([str(source)], output, other, workers=1)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.doc").write_text("precious")
+    with pytest.raises(OutputError, match="something else"):
+        prepare_corpus([str(source)], foreign, config, workers=1, overwrite=True)
+    with pytest.raises(OutputError, match="is a file"):
+        prepare_corpus([str(source)], source, config, workers=1)
+    assert (foreign / "thesis.doc").read_text() == "precious"
+
+
+def test_a_shard_that_is_cut_off_or_missing_is_noticed(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join(_sentences(30)), encoding="utf-8")
+    prepare_corpus([str(source)], tmp_path / "out", CleaningConfig(language="bo"), workers=1)
+    shard = next((tmp_path / "out").glob("*/part-00000.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(DataError, match="a shard has"):
+        PreparedCorpus.open(tmp_path / "out")
+    shard.unlink()
+    with pytest.raises(DataError, match="a shard is missing"):
+        PreparedCorpus.open(tmp_path / "out")
+
+
+def test_nothing_left_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("Это предложение написано на русском языке, и оно длинное.\n" * 9 + "ok\n", encoding="utf-8")
+    config = CleaningConfig(language="bo")
+    with pytest.raises(DataError, match=r"(?s)10 lines: 90% are dropped as wrong-language .*ru.*check --lang"):
+        prepare_corpus([str(source)], tmp_path / "out", config, workers=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="the dropped lines are in"):
+        prepare_corpus([str(source)], tmp_path / "out", config, workers=1, explain=True)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dropped"}
+    russian = CleaningConfig(language="ru", duplicates="none")
+    assert prepare_corpus([str(source)], tmp_path / "out", russian, workers=1).total_kept == 9
+
+
+def test_messy_files(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = _sentences(8)
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbf" + texts[0].encode() + b"\r\n" + texts[1].encode())
+    (folder / "b.txt").write_bytes(texts[2].encode("utf-16"))
+    (folder / "c.txt").write_bytes(
+        texts[3].encode() + b"\n" + "плохая строка".encode("cp1251") + b"\n" + texts[4].encode() + b"\n"
+    )
+    (folder / "d.txt.gz").write_bytes(gzip.compress(texts[5].replace("་", "\0་", 1).encode()))
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "long.txt").write_bytes(
+        (texts[6] + "\n").encode() + "ཀ".encode() * MAX_LINE_BYTES + b"\n" + texts[7].encode()
+    )
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    stats = prepare_corpus([str(folder)], tmp_path / "out", CleaningConfig(language="bo"), workers=1)
+    assert sorted(_texts(tmp_path / "out")) == sorted(texts)
+    assert {reason: languages.total() for reason, languages in stats.dropped.items()} == {
+        "encoding": 1,
+        "too-long": 1,
+    }
+    assert stats.documents == 5
+    assert {record["source"] for split in ("train", "dev", "test") for record in
+            PreparedCorpus.open(tmp_path / "out").records(split)} == {
+        "corpus/a.txt", "corpus/b.txt", "corpus/c.txt", "corpus/d.txt.gz", "corpus/long.txt"}  # fmt: skip
+
+
+def test_files_in_another_encoding(tmp_path: Path) -> None:
+    text = "Қазір ауа райы жақсы.".replace("Қ", "К").replace("қ", "к")
+    for name, encoding in (("a", "cp1251"), ("b", "utf-8"), ("c", "utf-16-le")):
+        (tmp_path / f"{name}.txt").write_bytes("\n".join([text] * 3).encode(encoding))
+    sources = [str(tmp_path / f"{name}.txt") for name in "abc"]
+    with pytest.raises(DataError, match=r"2 of 3 files are not UTF-8: a.txt, c.txt(?s:.*)--encoding"):
+        find_sources(sources, ReadingConfig())
+    for files, encoding in ((sources[:2], "windows-1251"), (sources[1:], "utf-16-le")):
+        config = ReadingConfig(encoding=encoding)
+        assert [line.text for line in read_lines(find_sources(files, config), config)] == [text] * 6
+    with pytest.raises(ValueError, match="unknown encoding 'klingon'"):
+        ReadingConfig(encoding="klingon")
+
+
+def test_a_huge_line_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"x" * MAX_LINE_BYTES)
+        file.write(b"\nlast\n")
+    config = ReadingConfig()
+    tracemalloc.start()
+    lines = list(read_lines(find_sources([str(path)], config), config))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [(line.problem, line.number) for line in lines] == [("too-long", 1), ("", 2)]
+    assert peak < 8 * MAX_LINE_BYTES
+
+
+def test_documents_of_plain_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("a\nb\n\n\nc\n" + "d\n" * 150)
+
+    def documents(mode: str, sources: list[Path]) -> list[int]:
+        config = ReadingConfig.model_validate({"documents": mode})
+        lines = read_lines(find_sources([str(source) for source in sources], config), config)
+        return list(Counter((line.source, line.document) for line in lines if line.text).values())
+
+    assert documents("block", [path]) == documents("auto", [path]) == [2, 100, 51]
+    assert documents("file", [path]) == [153]
+    assert documents("line", [path]) == [1] * 153
+    many = [tmp_path / f"{number}.txt" for number in range(20)]
+    for file in many:
+        file.write_text("a\n\nb\n")
+    assert documents("auto", many) == [2] * 20
+
+
+def test_damaged_and_unfit_sources(tmp_path: Path) -> None:
+    config = CleaningConfig(language="bo")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(os.urandom(1000).hex().encode())[:-20])
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "list.jsonl").write_text('{"text": ["a"]}\n')
+    (tmp_path / "typo.jsonl").write_text('{"txt": "a"}\n')
+    (tmp_path / "empty.txt").write_text("")
+    cases = {
+        "cut.txt.gz": "truncated",
+        "bad.jsonl": "not valid JSON",
+        "list.jsonl": "holds no text but list",
+        "typo.jsonl": "did you mean 'txt'",
+        "empty.txt": "all files are empty",
+        "gone.txt": "no such file",
+    }
+    for name, message in cases.items():
+        with pytest.raises(DataError, match=message):
+            prepare_corpus([str(tmp_path / name)], tmp_path / "out", config, workers=1)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    with pytest.raises(DataError, match="no such file"):
+        missing = CleaningConfig(language="bo", against=("gone.jsonl",))
+        prepare_corpus([str(tmp_path / "bad.jsonl")], tmp_path / "out", missing, workers=1)
+    with pytest.raises(ConfigError, match="unknown engine 'rya'"):
+        prepare_corpus([str(tmp_path / "bad.jsonl")], tmp_path / "out", config, engine="rya")
+    with pytest.raises(ConfigError, match="unknown language identifier"):
+        unknown = CleaningConfig(language="bo", identifier="oracle")
+        prepare_corpus([str(tmp_path / "bad.jsonl")], tmp_path / "out", unknown)
+
+
+def test_split_follows_seed_and_shares() -> None:
+    config = CleaningConfig(language="bo", dev_percent=10, test_percent=30)
+    names = [f"document {number}" for number in range(5000)]
+    shares = Counter(split_of_document(name, config) for name in names)
+    assert shares["dev"] == pytest.approx(500, abs=80) and shares["test"] == pytest.approx(1500, abs=130)
+    other = config.model_copy(update={"seed": 1})
+    assert [split_of_document(name, other) for name in names] != [split_of_document(name, config) for name in names]
+
+
+def test_remarks_on_empty_splits() -> None:
+    stats = CleaningStats(documents=3)
+    stats.splits.update({"train": 3, "dev": 0, "test": 0})
+    found = remarks(stats, CleaningConfig(language="bo", test_percent=0))
+    assert len(found) == 1 and "dev is empty: there are only 3 documents" in found[0]
+
+
+def test_local_engine_keeps_order_and_draws_items_as_needed() -> None:
+    drawn = []
+    items = (drawn.append(number) or number for number in range(1000))
+    results = LocalEngine(2).map(operator.neg, items)
+    assert [next(results) for _ in range(5)] == [0, -1, -2, -3, -4]
+    assert len(drawn) <= 5 + 4
+    results.close()
+    assert sorted(ENGINES) == ["local", "ray"]
