@@ -321,8 +321,10 @@ def test_merges_equal_those_of_an_independent_trainer(seed: int) -> None:
     """Recounting all pairs after every merge gives the same list."""
     draw = random.Random(seed)
     words = {tuple(draw.choices("aabc", k=draw.randint(1, 9))): draw.randint(1, 9) for _ in range(40)}
-    learnt = MergeLearner(words, ranks={}, known=set("abc"), max_length=6).learn(25)
-    assert [(m.left, m.right) for m in learnt] == slow_merges(words, 25, 6)
+    learnt = MergeLearner(words, ranks={}, known=set("abc"), max_length=6).learn(12)
+    assert [(m.left, m.right) for m in learnt] == slow_merges(words, 12, 6)
+    new = [m.joined for m in learnt if m.is_new]
+    assert len(new) == len(set(new)) == 12
 
 
 def slow_merges(words: dict[tuple[str, ...], int], new: int, longest: int) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.tokenization.extension import extend_vocabulary
-from enc2gen.tokenization.vocabulary_size import TOLERANCE, choose_size
+from enc2gen.tokenization.vocabulary_size import TOLERANCE, SizeTrial, choose_size, smallest_good
 
 
 def unigram() -> PreTrainedTokenizerFast:
@@ -67,6 +67,12 @@ def test_noise_is_not_worth_pieces(build) -> None:
     size, trials = choose_size(build(), noise, lines(words_of(4000, seed=9), 80, 2), [5, 2000])
     assert size == 5
     assert trials[0].bits_per_character < trials[1].bits_per_character
+
+
+def test_a_smaller_size_wins_if_it_costs_little_more() -> None:
+    costs = {500: 3.0, 1000: 2.03, 2000: 2.015, 4000: 2.0, 8000: 2.4}
+    trials = [SizeTrial(size, bits, size, 0.0, 1.0) for size, bits in costs.items()]
+    assert smallest_good(trials) == 2000
 
 
 def test_bits_per_character_by_hand() -> None:

@@ -88,8 +88,13 @@ def choose_size(
         if trials and pieces == trials[-1].pieces:
             continue  # the data gives no more
         trials.append(_trial(growth.build(size), size, pieces, train, dev))
+    return smallest_good(trials), trials
+
+
+def smallest_good(trials: Sequence[SizeTrial]) -> int:
+    """The smallest size within `TOLERANCE` of the fewest bits per character."""
     best = min(trial.bits_per_character for trial in trials)
-    return next(t.size for t in trials if t.bits_per_character <= best * (1 + TOLERANCE)), trials
+    return min(trial.size for trial in trials if trial.bits_per_character <= best * (1 + TOLERANCE))
 
 
 def _split(train: Sequence[str], dev: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
