@@ -361,6 +361,12 @@ def test_old_merges_apply_to_new_pieces() -> None:
     assert made == [("b", "c", False), ("bcd", "g", True)]
 
 
+def test_two_ways_to_a_piece_are_two_merges_but_one_piece() -> None:
+    learner = MergeLearner({("ab", "c"): 5, ("a", "bc"): 4}, ranks={}, known={"a", "ab", "bc", "c"}, max_length=9)
+    made = [(merge.left, merge.right, merge.is_new) for merge in learner.learn(2)]
+    assert made == [("ab", "c", True), ("a", "bc", False)]
+
+
 def test_some_texts_are_never_merged() -> None:
     words = {("<", "s", ">", "a"): 9, ("<0xE0>", "a", "a"): 9}
     learner = MergeLearner(words, ranks={}, known=set("<s>a"), barred=["<0xE0>"], forbidden=["<s>", "<s"], max_length=9)

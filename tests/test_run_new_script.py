@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import console, load, recipe_content, write_pairs
 
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError
 from enc2gen.experiments.recipe import load_recipe
 from enc2gen.experiments.run import Run
 from enc2gen.tokenization.vocabulary import unknown_rate
+from test_run import console, load, recipe_content, write_pairs
 
 TIBETAN = str.maketrans("абвгдежзий", "ཀཁགངཅཆཇཉཏཐ")
 

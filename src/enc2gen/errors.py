@@ -49,3 +49,7 @@ class TrainingError(Enc2genError, RuntimeError):
 
 class OutputError(Enc2genError, OSError):
     """Output cannot be written: folder in use, disk full, no permission."""
+
+
+class Interrupted(Enc2genError):
+    """The run was interrupted and saved; running it again goes on."""

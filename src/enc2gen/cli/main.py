@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from enc2gen.cli import add_language, prepare, tokenizer_report, vocab
-from enc2gen.errors import Enc2genError
+from enc2gen.errors import Enc2genError, Interrupted
 
 if TYPE_CHECKING:
     from enc2gen.experiments.recipe import Recipe
@@ -207,8 +207,9 @@ def _quiet_libraries() -> None:
 
 
 def _tune_allocator() -> None:
-    """Start this process again with a better allocator setting, where glibc is used and nothing is set yet."""
-    if sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR) and sys.argv[1:2] != ["--help"]:
+    """Start a command that trains again with a better allocator setting, where glibc is used and nothing is set yet."""
+    trains = sys.argv[1:2] and sys.argv[1] in ("run", "adapt", "pretrain", "finetune", "evaluate", "report")
+    if trains and sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR):
         os.environ.update(_ALLOCATOR)
         # -P: the current folder stays off the import path, as with the installed command
         os.execv(sys.executable, [sys.executable, "-P", "-m", "enc2gen.cli.main", *sys.argv[1:]])
@@ -216,13 +217,12 @@ def _tune_allocator() -> None:
 
 def main() -> None:
     """Run the command; every error a user can cause is one message and exit status 1."""
+    os.environ["ENC2GEN_COMMAND"] = "1"  # for worker processes: see enc2gen/__init__.py
     _tune_allocator()
     _quiet_libraries()
     try:
         status: Any = app(standalone_mode=False, prog_name="enc2gen")
     except Enc2genError as error:
-        from enc2gen.experiments.systems import Interrupted
-
         if isinstance(error, Interrupted):
             errors.print(f"{error}\nGo on with the same command:\n  {_command()}", highlight=False, markup=False)
             sys.exit(130)

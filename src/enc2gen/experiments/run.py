@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from enc2gen import __version__
+from enc2gen.errors import Interrupted
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
@@ -42,6 +43,7 @@ class Run:
     def __init__(self, recipe: Recipe, console: Console, *, overwrite: bool = False) -> None:
         self.recipe, self.console = recipe, console
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
+        transformers.logging.set_verbosity_error()
         datasets.disable_progress_bars()
         self.workspace = Workspace(recipe, overwrite=overwrite)
         if not self.workspace.processes.is_main_process:
@@ -121,9 +123,7 @@ class Run:
 
     def _adapt_one(self, name: str) -> None:
         if encoders.adapt(self.recipe, self.workspace, name, self.log):
-            raise systems.Interrupted(
-                "interrupted; everything is saved", where=str(self.workspace.encoder(name, "adaptation"))
-            )
+            raise Interrupted("interrupted; everything is saved", where=str(self.workspace.encoder(name, "adaptation")))
 
     def _encoder_key(self, name: str) -> str:
         if self.recipe.systems[name].start is not None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedMode
 import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.data.batching import Batch, evaluation_batches
 from enc2gen.encoders.loading import load_tokenizer
-from enc2gen.errors import ConfigError, Enc2genError, ModelError
+from enc2gen.errors import ConfigError, Interrupted, ModelError
 from enc2gen.experiments.encoders import prepared_encoder
 from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
 from enc2gen.experiments.prepare import PreparedData
@@ -34,10 +34,6 @@ DEV_EXAMPLES = 1000
 
 FOLDERS: dict[StageName, str] = {"pretrain": "pretrained", "finetune": "finetuned"}
 """Where the model of a finished stage lies, within its system's folder."""
-
-
-class Interrupted(Enc2genError):
-    """The run was interrupted and saved; running it again goes on."""
 
 
 def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
