@@ -55,6 +55,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
+    monkeypatch.setattr(chunks, "_GROWTH", ())
 
 
 def _planted(tmp_path: Path) -> tuple[Path, Path, list[str], dict[str, int]]:
@@ -206,6 +207,7 @@ def test_a_stopped_run_never_looks_complete_and_goes_on(tmp_path: Path, monkeypa
         PreparedCorpus.open(output)
     monkeypatch.undo()
     monkeypatch.setattr(chunks, "CHUNK_LINES", 50)
+    monkeypatch.setattr(chunks, "_GROWTH", ())
     assert done == sorted(set(done)) and len(done) == 6  # no chunk was worked on twice
     stats = prepare_corpus([str(corpus)], output, config, workers=1)
     stats.seconds = expected.seconds

@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from enc2gen.cli.vocab import ByteFallback, Dev, Fields, Init, Out, Overwrite, Pairs, Rank, Seed, Vectors
+from enc2gen.cli.vocab import (
+    ByteFallback,
+    Dev,
+    Fields,
+    Init,
+    KeepCharacters,
+    Out,
+    Overwrite,
+    PairFields,
+    Pairs,
+    Rank,
+    Seed,
+    Vectors,
+)
 from enc2gen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +59,9 @@ def add_language(
         typer.Option("--check", help="LANG=FILE: measure this old language's loss before and after. Repeatable."),
     ] = None,
     pairs: Pairs = None,
+    pair_fields: PairFields = None,
     byte_fallback: ByteFallback = False,
+    keep_characters: KeepCharacters = "",
     rank: Rank = None,
     vectors: Vectors = None,
     dev: Dev = None,
@@ -60,10 +74,10 @@ def add_language(
     from enc2gen.models import surgery
 
     folder.check_output(out, model, overwrite)
-    number = _parse_size(size, bool(pairs or byte_fallback or rank or vectors or dev))
+    number = _parse_size(size, bool(pairs or byte_fallback or keep_characters or rank or vectors or dev))
     config = folder.initialisation(init, rank, vectors)
     texts, held_out = (folder.read_texts(given, field or ()) if given else [] for given in (corpus, dev))
-    bridge = folder.read_pairs(pairs or ())
+    bridge = folder.read_pairs(pairs or (), pair_fields)
     loaded, tokenizer = surgery.load_for_surgery(model)
     added = surgery.add_language(
         loaded,
@@ -77,11 +91,12 @@ def add_language(
         pairs=bridge,
         dev_texts=[text for text, _ in held_out],
         byte_fallback=byte_fallback,
+        keep_characters=keep_characters,
         seed=seed,
     )
     settings = config.model_dump(mode="json") if added.change else None
     folder.write_model(out, loaded, added.tokenizer, _record(added, model, seed, settings), texts)
-    _print(Console(), added, out)
+    _print(Console(), added, out, keeps_corpus=keep_characters == "corpus")
 
 
 def _parse_size(size: str | None, has_options: bool) -> int | Literal["auto"] | None:
@@ -89,7 +104,8 @@ def _parse_size(size: str | None, has_options: bool) -> int | Literal["auto"] | 
 
     if size is None and has_options:
         raise ConfigError(
-            "--pairs, --byte-fallback, --rank, --vectors and --dev are about new pieces, and there are none",
+            "--pairs, --byte-fallback, --keep-characters, --rank, --vectors and --dev are about new pieces, and there "
+            "are none",
             where="--size",
             remedy="add --size auto",
         )
@@ -114,7 +130,7 @@ def _read_checks(given: list[str], model: PreTrainedModel) -> dict[str, list[Exa
 
 
 def _record(added: AddedLanguage, model: str, seed: int, initialisation: dict[str, Any] | None) -> dict[str, Any]:
-    from enc2gen.cli.model_folder import change_record
+    from enc2gen.cli.model_folder import change_record, coverage_record
 
     return {
         "operation": "add-language",
@@ -124,38 +140,42 @@ def _record(added: AddedLanguage, model: str, seed: int, initialisation: dict[st
         "like": added.like,
         "seed": seed,
         "initialisation": initialisation,
-        "coverage": added.round_trip.to_dict() if added.round_trip else None,
+        **(coverage_record(added.coverage) if added.coverage else {"coverage": None}),
         "losses_bits_per_character": [asdict(loss) for loss in added.losses],
         "extension": change_record(added.change) if added.change else None,
     }
 
 
-def _print(console: Console, added: AddedLanguage, out: Path) -> None:
-    from enc2gen.cli.model_folder import print_sizes
-    from enc2gen.cli.vocab import print_trials
+def _print(console: Console, added: AddedLanguage, out: Path, *, keeps_corpus: bool) -> None:
+    from enc2gen.cli.coverage_table import print_coverage_change
+    from enc2gen.cli.model_folder import plain_table, print_sizes
+    from enc2gen.cli.vocab import print_kept_characters, print_trials
     from enc2gen.corpora.languages import language_name
 
     if added.change:
         print_trials(console, added.change.trials)
         print_sizes(console, added.change.before, added.change.after)
+        print_kept_characters(console, added.change)
+    if added.coverage:
+        print_coverage_change(*added.coverage, console, keeps_corpus=keeps_corpus or not added.change)
     if added.losses:
-        table = Table(title="Old languages: bits per character", title_justify="left")
-        for column in ("language", "examples", "before", "after", "change"):
-            table.add_column(column, justify="left" if column == "language" else "right")
+        console.print("Old languages: bits per character")
+        table = plain_table("language", "examples", "before", "after", "change")
         for loss in added.losses:
             change = f"{loss.after - loss.before:+.4f}"
-            table.add_row(loss.language, f"{loss.examples:,}", f"{loss.before:.4f}", f"{loss.after:.4f}", change)
+            table.add_row(
+                f"{language_name(loss.language)} {loss.language}",
+                f"{loss.examples:,}",
+                f"{loss.before:.4f}",
+                f"{loss.after:.4f}",
+                change,
+            )
         console.print(table)
+        console.print()
         if skipped := sum(loss.skipped for loss in added.losses):
             console.print(f"{skipped:,} examples are longer than the model's positions and were left out")
     like = f"the row of {added.like}" if added.like else "the mean row of all languages"
     lines = [f"{language_name(added.language)} is <{added.language}>, id {added.token_id}, with {like}."]
-    if covered := added.round_trip:
-        lines.append(
-            f"Corpus: {100 * covered.round_trip_exact:.2f} % of the texts come back exactly as encoded "
-            f"({100 * covered.round_trip_normalised:.2f} % but for NFC and spaces), "
-            f"{100 * covered.unknown_rate:.2f} % of the characters are unknown."
-        )
     lines += [
         f"Written: {out}",
         f"It cannot write {language_name(added.language)} yet. Next: train it, in a recipe with",

@@ -16,6 +16,8 @@ from enc2gen.tokenization.round_trip import LOSSES
 
 SMALL_SHARE = 0.005
 """Languages with a smaller share of the characters stand in one line together (our choice)."""
+KEEPABLE = {"joiners", "selectors", "invisible", "compatibility"}
+"""Kinds of loss that the normalizer is to blame for: `keep_characters` prevents them."""
 _CHARACTERS_SHOWN = 5  # our choice
 _SCRIPTS_SHOWN = 8  # our choice
 _STYLES: dict[Verdict, str] = {"fine": "green", "gaps": "yellow", "costly": "yellow", "unreadable": "bold red"}
@@ -42,14 +44,7 @@ def print_coverage(
     console.print(Text.assemble("Tokenizer  ", (report.tokenizer or "unnamed", "bold")), soft_wrap=True)
     if compare:
         console.print(Text.assemble("       to  ", (compare.tokenizer or "unnamed", "bold")), soft_wrap=True)
-    shown = [tag for tag, row in latest.languages.items() if row.characters >= SMALL_SHARE * latest.total.characters]
-    console.print(_table(report, compare, shown))
-    rest = [row for tag, row in latest.languages.items() if tag not in shown]
-    if rest:
-        lines, tags = sum(row.lines for row in rest), len(rest)
-        console.print(
-            f"Not shown: {lines:,} lines in {tags} smaller languages or scripts; --json has them.", highlight=False
-        )
+    shown = _print_table(report, compare, console, "--json has them")
     for tag in shown:
         _print_findings(tag, latest.languages[tag], console)
     _print_advice([latest.languages[tag] for tag in shown], latest, console, list(corpus))
@@ -57,6 +52,42 @@ def print_coverage(
     if compare:
         _print_vocabulary(compare, console)
     _print_legend(console)
+
+
+def print_coverage_change(
+    before: CoverageReport, after: CoverageReport, console: Console, *, keeps_corpus: bool = False
+) -> None:
+    """Print how a change of the vocabulary changed the coverage of a corpus, and what is lost still.
+
+    Args:
+        before: of the old tokenizer.
+        after: of the new tokenizer, on the same corpus.
+        console: 80 columns are enough.
+        keeps_corpus: whether all characters of the corpus are kept already, so that this is not advised.
+    """
+    _print_table(before, after, console, "vocabulary.json has them")
+    total = after.total
+    if total.losses:
+        changed = round((1 - total.round_trip_exact) * total.lines)
+        console.print(f"\n{changed:,} of {total.lines:,} lines come back changed. Lost, in lines:", highlight=False)
+        _print_losses(total.losses, console)
+    if not keeps_corpus and total.round_trip_exact >= before.total.round_trip_exact and KEEPABLE & total.losses.keys():
+        console.print("--keep-characters corpus keeps such characters; see --help for the price.", highlight=False)
+    console.print()
+
+
+def _print_table(report: CoverageReport, compare: CoverageReport | None, console: Console, elsewhere: str) -> list[str]:
+    """Print the table; returns the languages in it, the larger ones."""
+    latest = compare or report
+    shown = [tag for tag, row in latest.languages.items() if row.characters >= SMALL_SHARE * latest.total.characters]
+    console.print(_table(report, compare, shown))
+    rest = [row for tag, row in latest.languages.items() if tag not in shown]
+    if rest:
+        lines = sum(row.lines for row in rest)
+        console.print(
+            f"Not shown: {lines:,} lines in {len(rest)} smaller languages or scripts; {elsewhere}.", highlight=False
+        )
+    return shown
 
 
 def _table(report: CoverageReport, compare: CoverageReport | None, shown: list[str]) -> Table:

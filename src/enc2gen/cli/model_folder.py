@@ -68,13 +68,42 @@ def _texts_of(source: str, fields: Sequence[str]) -> Iterator[Text]:
                 yield text, language if isinstance(language, str) else None
 
 
-def read_pairs(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """(source, target) texts of records with these two fields; raises as `read_records`."""
+def read_pairs(sources: Sequence[str], fields: str | None = None) -> list[tuple[str, str]]:
+    """Pairs of texts that share a meaning.
+
+    Args:
+        sources: whatever `read_records` takes.
+        fields: the two fields that hold them, parted by a comma; `source` and `target` if None.
+
+    Raises:
+        ConfigError: not two fields.
+        DataError: a source cannot be read, lacks a field, or all of them have no pair.
+    """
     from enc2gen.corpora.readers import read_records
 
-    records = (record for source in sources for record in read_records(source, columns=["source", "target"]))
-    pairs = [(str(record["source"] or ""), str(record["target"] or "")) for record in records]
-    return [(source, target) for source, target in pairs if source.strip() and target.strip()]
+    if not sources:
+        if fields is not None:
+            raise ConfigError("there is no file of pairs", where="--pair-fields", remedy="add --pairs FILE")
+        return []
+    names = [name.strip() for name in (fields or "source,target").split(",")]
+    if len(names) != 2 or not all(names) or names[0] == names[1]:
+        raise ConfigError(f"{fields!r} are not two fields", where="--pair-fields", remedy="write for example en,bo")
+    pairs = []
+    for source in sources:
+        for number, record in enumerate(read_records(source), 1):
+            if missing := [name for name in names if name not in record]:
+                raise DataError(
+                    f"no field {missing[0]!r} in record {number}; there are: {', '.join(map(str, record)) or 'none'}",
+                    where=source,
+                    remedy="name the two fields that hold the pair, for example --pair-fields en,bo",
+                )
+            one, other = (str(record[name] or "") for name in names)
+            if one.strip() and other.strip():
+                pairs.append((one, other))
+    if not pairs:
+        remedy = "give files with text in both fields"
+        raise DataError("there is no pair of texts", where=", ".join(sources), remedy=remedy)
+    return pairs
 
 
 def parse_size(value: str) -> int | Literal["auto"]:
@@ -163,11 +192,17 @@ def _check_saved(folder: Path, tokenizer: PreTrainedTokenizerBase, texts: Sequen
         )
 
 
+def plain_table(*columns: str) -> Table:
+    """A table without lines: its first column to the left, numbers to the right."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    return table
+
+
 def print_sizes(console: Console, before: ModelSize, after: ModelSize) -> None:
     """Rows, parameters and bytes, before and after."""
-    table = Table(title="Size", title_justify="left")
-    for column in ("", "before", "after", "change"):
-        table.add_column(column, justify="right" if column else "left")
+    table = plain_table("size", "before", "after", "change")
     for name, old, new, form in (
         ("vocabulary rows", before.rows, after.rows, "{:,}"),
         ("parameters", before.parameters, after.parameters, "{:,}"),
@@ -175,6 +210,7 @@ def print_sizes(console: Console, before: ModelSize, after: ModelSize) -> None:
     ):
         table.add_row(name, form.format(old), form.format(new), f"{100 * (new / old - 1):+.1f} %")
     console.print(table)
+    console.print()
 
 
 def change_record(change: VocabularyChange) -> dict[str, Any]:
@@ -185,6 +221,8 @@ def change_record(change: VocabularyChange) -> dict[str, Any]:
         "sizes": {"before": asdict(change.before), "after": asdict(change.after)},
         "new_pieces": change.pieces,
         "how": change.how,
+        "kept_characters": change.kept_characters,
+        "still_altered": change.still_altered,
         "size_trials": [asdict(trial) for trial in change.trials],
         "origins": change.origins,
     }
@@ -194,22 +232,3 @@ def coverage_record(reports: Sequence[CoverageReport]) -> dict[str, Any]:
     """The part of the record that says how the corpus was covered before and after."""
     before, after = reports
     return {"coverage": {"before": before.to_dict(), "after": after.to_dict()}}
-
-
-def print_coverage_change(console: Console, reports: Sequence[CoverageReport]) -> None:
-    """How the old and the new tokenizer cover the corpus, by language."""
-    before, after = reports
-    table = Table(title="Coverage of the corpus, before > after", title_justify="left")
-    for column in ("language", "unknown", "tokens per", "exact round trips"):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    rows = {**after.languages, **({"all": after.total} if len(after.languages) > 1 else {})}
-    for tag, new in rows.items():
-        old = before.languages.get(tag, before.total)
-        fertility = " > ".join("-" if row.fertility is None else f"{row.fertility:.2f}" for row in (old, new))
-        table.add_row(
-            tag,
-            " > ".join(f"{100 * row.unknown_rate:.2f} %" for row in (old, new)),
-            f"{new.fertility_unit}: {fertility}",
-            " > ".join(f"{100 * row.round_trip_exact:.1f} %" for row in (old, new)),
-        )
-    console.print(table)

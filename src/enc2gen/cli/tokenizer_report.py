@@ -40,7 +40,7 @@ def tokenizer_report(
         ),
     ],
     compare: Annotated[
-        str | None, typer.Option("--compare", help="Another tokenizer: TOKENIZER is before, this is after.")
+        str | None, typer.Option("--compare", help="The tokenizer it was before: shows both, before and after.")
     ] = None,
     field: Annotated[str, typer.Option("--field", help="Field that holds the text.")] = "text",
     language: Annotated[str | None, typer.Option("--lang", "-l", help="Language of all lines, such as bo.")] = None,
@@ -69,7 +69,7 @@ def tokenizer_report(
     if language is not None:
         language = normalise_language(language, where="--lang")
     identifier: LanguageIdentifier = LANGUAGE_IDENTIFIERS.get(language_identifier, where="--language-identifier")()
-    names = [tokenizer] if compare is None else [tokenizer, compare]
+    names = [tokenizer] if compare is None else [compare, tokenizer]
     streams = [islice(corpus_texts(source, field, language, language_field), limit) for source in _checked(corpus)]
     texts = (pair for stream in streams for pair in stream)
     reports = compare_coverage([read_tokenizer(name) for name in names], texts, identifier=identifier)

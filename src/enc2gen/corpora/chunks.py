@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from enc2gen.corpora.cleaning import CleaningConfig, clean_line
 from enc2gen.corpora.cleaning_report import CleaningStats
-from enc2gen.corpora.deduplication import MinHasher, text_key
+from enc2gen.corpora.deduplication import MinHasher, duplicate_form, form_key
 from enc2gen.corpora.explanations import explanation
 from enc2gen.corpora.filters import LanguageFilter, Refusal, refuse_text
 from enc2gen.corpora.lines import Line
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CHUNK_LINES = 10_000
 CHUNK_CHARACTERS = 2_000_000
 """What is handed to a worker at once, at most (our choice); a single line may be longer."""
+_GROWTH = (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 4)
+"""Shares of that for the first chunks (our choice), so that a small corpus keeps several workers busy as well."""
 _SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -79,6 +81,7 @@ class _Passed(NamedTuple):
     id: int
     text: str
     line: Line
+    form: str  # what duplicates and evaluation texts are compared by; empty if nothing is
 
 
 def chunked(lines: Iterable[Line], config: CleaningConfig, explain: bool) -> Iterator[Chunk]:
@@ -88,7 +91,8 @@ def chunked(lines: Iterable[Line], config: CleaningConfig, explain: bool) -> Ite
     for line in lines:
         collected.append(line)
         characters += len(line.text)
-        if len(collected) >= CHUNK_LINES or characters >= CHUNK_CHARACTERS:
+        share = _GROWTH[index] if index < len(_GROWTH) else 1
+        if len(collected) >= share * CHUNK_LINES or characters >= share * CHUNK_CHARACTERS:
             yield Chunk(index, first_id, collected, config, explain)
             first_id, index, characters, collected = first_id + len(collected), index + 1, 0, []
     if collected:
@@ -119,7 +123,7 @@ def clean_chunk(chunk: Chunk) -> ChunkResult:
 
     passed = list(_clean_lines(chunk, stats, drop))
     for refuse in (_refused_languages, _contaminated):
-        refusals = refuse([entry.text for entry in passed], config)
+        refusals = refuse(passed, config)
         for entry, refusal in zip(passed, refusals, strict=True):
             if refusal is not None:
                 drop(entry.line, refusal)
@@ -143,30 +147,31 @@ def _clean_lines(chunk: Chunk, stats: CleaningStats, drop: Any) -> Iterator[_Pas
         if refusal := refuse_text(text, config):
             drop(line, refusal)
         else:
-            yield _Passed(chunk.first_id + number, text, line)
+            compared = config.against or config.duplicates != "none"
+            yield _Passed(chunk.first_id + number, text, line, duplicate_form(text) if compared else "")
 
 
-def _refused_languages(texts: list[str], config: CleaningConfig) -> list[Refusal | None]:
+def _refused_languages(passed: list[_Passed], config: CleaningConfig) -> list[Refusal | None]:
     if not config.filter_language:
-        return [None] * len(texts)
-    return _language_filter(config.language, config.identifier).refuse(texts)
+        return [None] * len(passed)
+    return _language_filter(config.language, config.identifier).refuse([entry.text for entry in passed])
 
 
-def _contaminated(texts: list[str], config: CleaningConfig) -> list[Refusal | None]:
+def _contaminated(passed: list[_Passed], config: CleaningConfig) -> list[Refusal | None]:
     if not config.against:
-        return [None] * len(texts)
-    found = _evaluation_index(config.against).contaminated(texts)
+        return [None] * len(passed)
+    found = _evaluation_index(config.against).contaminated_forms([entry.form for entry in passed])
     return [Refusal("contaminated", language=config.language) if hit else None for hit in found]
 
 
 def _table(passed: list[_Passed], config: CleaningConfig) -> bytes:
-    texts = [entry.text for entry in passed]
-    keys = [b""] * len(texts) if config.duplicates == "none" else [text_key(text) for text in texts]
+    forms = [entry.form for entry in passed]
+    keys = [b""] * len(forms) if config.duplicates == "none" else [form_key(form) for form in forms]
     near = config.duplicates == "near"
-    bands = MinHasher(config.near_duplicates).signatures(texts) if near else [()] * len(texts)
+    bands = MinHasher(config.near_duplicates).signatures_of_forms(forms) if near else [()] * len(forms)
     columns = [
         [entry.id for entry in passed],
-        texts,
+        [entry.text for entry in passed],
         [entry.line.document for entry in passed],
         [entry.line.source for entry in passed],
         [entry.line.number for entry in passed],

@@ -14,6 +14,7 @@ from html import unescape
 from typing import Literal, NamedTuple
 
 import ftfy
+import ftfy.badness
 import regex
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -128,6 +129,9 @@ _FTFY = ftfy.TextFixerConfig(
     normalization=None,
     explain=False,
 )
+# Mojibake holds signs of the single-byte encodings that ftfy knows; it takes half of the time to find that none are there.
+_FTFY_SIGNS = re.compile("[\x80-\u04ff\u2010-\u25ff\uf8ff\ufb01\ufb02\ufffd]")
+_FTFY_OTHERS = re.compile("[\x1b\ud800-\udfff]")  # terminal escapes, halves of surrogate pairs
 # C0 and C1 controls but white space; soft hyphen; invisible format characters that spell nothing (marks of direction,
 # word joiner, byte order mark, invisible operators, annotations, tags); noncharacters. Not: ZWNJ, ZWJ, U+180E.
 _CONTROLS = regex.compile(
@@ -198,12 +202,13 @@ def _text_of_html(html: str) -> str:
 
 
 def _repaired(text: str) -> str:
-    if text.isascii() and "\x1b" not in text:
-        return text
-    return ftfy.fix_text(text, _FTFY)
+    suspicious = _FTFY_OTHERS.search(text) or (_FTFY_SIGNS.search(text) and ftfy.badness.is_bad(text))
+    return ftfy.fix_text(text, _FTFY) if suspicious else text
 
 
 def _without_controls(text: str) -> str:
+    if text.isprintable():  # all of them are not, and this is much faster to find out
+        return text
     return _STRAY_ZERO_WIDTH_SPACE.sub("", _CONTROLS.sub("", text))
 
 
@@ -212,4 +217,6 @@ def _normalised(text: str) -> str:
 
 
 def _collapsed(text: str) -> str:
+    if text.isprintable() and "  " not in text:  # the space is the only white space that counts as printable
+        return text.strip(" ")
     return _WHITESPACE.sub(" ", text).strip(" ")

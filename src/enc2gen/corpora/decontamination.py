@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enc2gen.corpora.deduplication import duplicate_form, text_key
-from enc2gen.corpora.languages import dominant_script
+from enc2gen.corpora.deduplication import duplicate_form, form_key, is_han, text_key
 from enc2gen.corpora.readers import read_records
 from enc2gen.errors import DataError
 
@@ -33,7 +32,6 @@ MIN_NGRAMS = 10
 MIN_CHARACTERS = 12
 MIN_CHARACTERS_HAN = 6
 """Shorter evaluation texts are left out: labels, names, language codes (our choice)."""
-_SAMPLE_CHARACTERS = 200  # our choice: enough to tell the script
 _BATCH_CHARACTERS = 2_000_000  # our choice: hashed at once, at about 40 bytes a character
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd; polynomial hash modulo 2^64
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # SplitMix64
@@ -95,8 +93,11 @@ class EvaluationIndex:
 
     def contaminated(self, texts: Sequence[str]) -> list[bool]:
         """Return for each text whether it is in an evaluation set."""
-        result = np.array([text_key(text) in self.keys for text in texts], dtype=bool)
-        forms = [duplicate_form(text) for text in texts]
+        return self.contaminated_forms([duplicate_form(text) for text in texts])
+
+    def contaminated_forms(self, forms: Sequence[str]) -> list[bool]:
+        """Return the same for the texts with these :func:`duplicate_form`."""
+        result = np.array([form_key(form) in self.keys for form in forms], dtype=bool)
         suspects: list[int] = []
         for first, hashes, lines in _ngrams(forms):
             suspects += (first + np.unique(lines[self._known(hashes)])).tolist()
@@ -131,13 +132,9 @@ def _texts(values: Iterable[Any]) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _is_han(form: str) -> bool:
-    return dominant_script(form[:_SAMPLE_CHARACTERS]) == "Hani"
-
-
 def _long_enough(text: str) -> bool:
     form = duplicate_form(text)
-    return len(form) >= (MIN_CHARACTERS_HAN if _is_han(form) else MIN_CHARACTERS)
+    return len(form) >= (MIN_CHARACTERS_HAN if is_han(form) else MIN_CHARACTERS)
 
 
 def _ngrams(forms: Sequence[str]) -> Iterator[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
@@ -149,7 +146,7 @@ def _ngrams(forms: Sequence[str]) -> Iterator[tuple[int, npt.NDArray[np.uint64],
             characters += len(forms[last])
             last += 1
         batch = forms[first:last]
-        lengths = np.array([NGRAM_LENGTH_HAN if _is_han(form) else NGRAM_LENGTH for form in batch])
+        lengths = np.array([NGRAM_LENGTH_HAN if is_han(form) else NGRAM_LENGTH for form in batch])
         hashes, lines = zip(*(_hashed(batch, lengths, length) for length in set(lengths.tolist())), strict=True)
         yield first, np.concatenate(hashes), np.concatenate(lines)
         first = last

@@ -30,10 +30,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from enc2gen.corpora.languages import dominant_script
 from enc2gen.errors import DataError, OutputError
 
-__all__ = ["DuplicateIndex", "MinHasher", "NearDuplicateConfig", "duplicate_form", "text_key"]
+__all__ = ["DuplicateIndex", "MinHasher", "NearDuplicateConfig", "duplicate_form", "form_key", "is_han", "text_key"]
 
 _SEPARATORS = regex.compile(r"[\p{P}\p{Z}\p{Cc}]+")
 _INVISIBLE = regex.compile(r"\p{Cf}+")
+_HAN = regex.compile(r"\p{Han}")
 _SAMPLE_CHARACTERS = 200  # our choice: enough to tell the script of a line
 _CANDIDATE_RECALL = 0.95  # our choice: pairs at the threshold that LSH must find; verification removes the rest
 _HASH_BITS = 8  # of each MinHash value kept for verification: b-bit MinHash, arXiv 0910.3349
@@ -49,13 +50,25 @@ def duplicate_form(text: str) -> str:
     A Tibetan tsheg is punctuation and so separates syllables. Text of nothing but punctuation is only stripped.
     """
     folded = unicodedata.normalize("NFC", text.casefold())
-    form = _SEPARATORS.sub(" ", _INVISIBLE.sub("", folded)).strip()
+    visible = folded if folded.isprintable() else _INVISIBLE.sub("", folded)
+    form = _SEPARATORS.sub(" ", visible).strip()
     return form or text.strip()
 
 
 def text_key(text: str) -> bytes:
     """Return 16 bytes (BLAKE2b) that are the same for texts with the same :func:`duplicate_form`."""
-    return hashlib.blake2b(duplicate_form(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return form_key(duplicate_form(text))
+
+
+def form_key(form: str) -> bytes:
+    """Return :func:`text_key` of the texts with this :func:`duplicate_form`."""
+    return hashlib.blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def is_han(form: str) -> bool:
+    """Whether a text is mostly in Chinese characters, by its first 200 characters."""
+    sample = form[:_SAMPLE_CHARACTERS]
+    return _HAN.search(sample) is not None and dominant_script(sample) == "Hani"
 
 
 class NearDuplicateConfig(BaseModel):
@@ -118,9 +131,13 @@ class MinHasher:
 
         All are unsigned 64-bit numbers, `bands + permutations / 8` of them; none for a text that is too short.
         """
-        shingles = [self._shingles(text) for text in texts]
+        return self.signatures_of_forms([duplicate_form(text) for text in texts])
+
+    def signatures_of_forms(self, forms: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the signatures of the texts with these :func:`duplicate_form`."""
+        shingles = [self._shingles(form) for form in forms]
         long_enough = [index for index, found in enumerate(shingles) if len(found) >= self.config.min_shingles]
-        signatures: list[tuple[int, ...]] = [()] * len(texts)
+        signatures: list[tuple[int, ...]] = [()] * len(forms)
         if not long_enough:
             return signatures
         digests = rensa.RMinHash.digest_matrix_from_token_sets(
@@ -133,10 +150,8 @@ class MinHasher:
             signatures[index] = tuple(row)
         return signatures
 
-    def _shingles(self, text: str) -> set[str]:
-        form = duplicate_form(text)
-        han = dominant_script(form[:_SAMPLE_CHARACTERS]) == "Hani"
-        length = self.config.shingle_length_han if han else self.config.shingle_length
+    def _shingles(self, form: str) -> set[str]:
+        length = self.config.shingle_length_han if is_han(form) else self.config.shingle_length
         form = form.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no UTF-8
         return {form[start : start + length] for start in range(len(form) - length + 1)}
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_all_start_methods, get_context
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _IN_FLIGHT_PER_WORKER = 2  # our choice: one being worked on, one waiting, so that no worker idles
+
+_LIGHT = "ENC2GEN_COMMAND"
 
 
 class Engine(Protocol):
@@ -66,7 +69,8 @@ class LocalEngine:
             limit = _IN_FLIGHT_PER_WORKER * self.workers
 
             def submit(item: T) -> Future[R]:
-                return pool.submit(function, item)
+                with _light_imports():  # a worker is started with an item, as long as none is idle
+                    return pool.submit(function, item)
 
             yield from _in_order(submit, lambda future: future.result(), chain(first, iterator), limit)
         except BrokenProcessPool as error:
@@ -107,7 +111,8 @@ class RayEngine:
         if started:
             # RAY_ADDRESS may name a cluster, which brings its own number of cores.
             local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self._workers, "include_dashboard": False}
-            ray.init(log_to_driver=False, **local)
+            with _light_imports():
+                ray.init(log_to_driver=False, **local)
         try:
             workers = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             task = ray.remote(num_cpus=1)(function)
@@ -135,6 +140,19 @@ def _in_order(submit: Callable[[T], Any], result: Callable[[Any], R], items: Ite
             yield result(under_way.popleft())
     while under_way:
         yield result(under_way.popleft())
+
+
+@contextmanager
+def _light_imports() -> Iterator[None]:
+    """Processes started in this block import no models (see `enc2gen/__init__.py`), which they have no use for."""
+    if _LIGHT in os.environ:
+        yield
+        return
+    os.environ[_LIGHT] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_LIGHT, None)
 
 
 def _ignore_interrupts() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import regex
 
 from enc2gen.corpora.cleaning import CleaningConfig
@@ -27,8 +28,8 @@ _LEAST_TRIGRAMS = 10
 _LETTERS = regex.compile(r"[\p{L}\p{M}\u0F0B\u0F0C]+")
 _DAMAGED = re.compile("[\ufffd\ud800-\udfff]")
 _UNITS = regex.compile(
-    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-    r"|(?:(?=\p{Tibetan})[\p{L}\p{M}\p{N}])+"
+    r"(?V1)[[\p{L}\p{M}\p{N}]&&\p{Tibetan}]+"
+    r"|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
     r"|[\p{L}\p{M}\p{N}\u200c\u200d\u180e\u202f]+"
 )
 
@@ -58,7 +59,7 @@ def refuse_text(text: str, config: CleaningConfig) -> Refusal | None:
     letters = letter_share(text)
     if letters < config.min_letters:
         return Refusal("few-letters", f"{letters:.0%} letters")
-    repeated = ngram_share(text)
+    repeated = ngram_share(text) if _may_repeat(text, config.max_ngram_share) else 0.0
     if repeated > config.max_ngram_share:
         return Refusal("repetition", f"one sequence of characters makes {repeated:.0%}")
     repeated = repeated_share(text)
@@ -79,6 +80,24 @@ def ngram_share(text: str) -> float:
     if total < _LEAST_NGRAMS:
         return 0.0
     return max(Counter(text[start : start + _NGRAM] for start in range(total)).values()) / total
+
+
+def _may_repeat(text: str, share: float) -> bool:
+    """Whether a 5-gram may make more than `share` of all: a quick test that is sure when it says no.
+
+    n-grams that always lie more than d places apart are at most 1 + (total - 1) // (d + 1) of them.
+    """
+    total = len(text) - _NGRAM + 1
+    if total < _LEAST_NGRAMS or share >= 1:
+        return False
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    run = b"\1" * _NGRAM
+    for distance in range(1, total):
+        if 1 + (total - 1) // distance <= share * total:
+            return False
+        if run in (codes[distance:] == codes[:-distance]).tobytes():
+            return True
+    return True
 
 
 def repeated_share(text: str) -> float:

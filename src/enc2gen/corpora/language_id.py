@@ -47,6 +47,7 @@ CONCLUSIVE_LETTERS = 20  # our choice, measured: see the head of this file
 CONCLUSIVE_CONFIDENCE = 0.5  # our choice, measured: see the head of this file
 _SCRIPT_ONLY_CONFIDENCE = 0.4  # our choice: below the above, for a script says less than a classifier
 _MAX_LETTERS = 2000  # our choice: more text does not change the label, only the time
+_LABELS_ASKED = 5  # our choice: nearly always one of them is in the text's script; all 176 take longer
 
 # lid.176's labels are Wikipedia's codes, which differ from BCP 47 here.
 WIKIPEDIA_CODES = {"als": "gsw", "bh": "bho", "sh": "sr-Latn"}
@@ -172,13 +173,14 @@ class FastTextIdentifier:
         script = dominant_script(text)
         if script is None:
             return LanguageGuess("und", 0.0, None, letters)
-        candidates: list[dict[str, Any]] = self._detector.detect(text, model="lite", k=len(self._labels))
-        for candidate in candidates:
-            language, scripts = self._labels[candidate["lang"]]
-            if any(script_matches(script, known) for known in scripts):
-                if language == "ug" and _is_kazakh_orthography(text):
-                    language = "kk"
-                return LanguageGuess(language, float(candidate["score"]), script, letters)
+        for asked in (_LABELS_ASKED, len(self._labels)):
+            candidates: list[dict[str, Any]] = self._detector.detect(text, model="lite", k=asked)
+            for candidate in candidates:
+                language, scripts = self._labels[candidate["lang"]]
+                if any(script_matches(script, known) for known in scripts):
+                    if language == "ug" and _is_kazakh_orthography(text):
+                        language = "kk"
+                    return LanguageGuess(language, float(candidate["score"]), script, letters)
         return LanguageGuess(_likely_language(script), _SCRIPT_ONLY_CONFIDENCE, script, letters)
 
 
@@ -202,10 +204,13 @@ def matches(requested: str, guess: LanguageGuess) -> bool:
     Raises:
         LanguageError: `requested` is an unknown tag.
     """
-    tag = normalise_language(requested)
+    tag = _normalised(requested)
     if not script_matches(guess.script, default_script(tag)):
         return False
     return not guess.conclusive or same_language(tag, guess.language)
+
+
+_normalised = lru_cache(maxsize=1024)(normalise_language)  # called for every line of a corpus
 
 
 @lru_cache(maxsize=4096)

@@ -26,6 +26,11 @@ class ExtensionConfig(BaseModel):
     byte_fallback: bool = Field(
         default=False, description="spell characters without a piece as bytes, so that nothing is ever unknown"
     )
+    keep_characters: str = Field(
+        default="",
+        description="characters that the tokenizer must no longer rewrite (…①), or corpus for all those of the text; "
+        "old languages' text that has them is then split otherwise",
+    )
     initialisation: InitialisationConfig = Field(
         default_factory=InitialisationConfig, description="rows of the new pieces"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import DataError
 from enc2gen.experiments.encoder_config import EncoderConfig, ExtensionConfig
 from enc2gen.experiments.prepare import PreparedData
-from enc2gen.experiments.recipe import Recipe
+from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.models.embedding_init import initialise_rows
 from enc2gen.models.masked_lm import load_masked_lm
@@ -35,10 +35,25 @@ DEV_TEXTS = 500
 Log = Callable[[str], None]
 
 
-def make_vocabulary(recipe: Recipe, workspace: Workspace, variant: str, log: Log) -> None:
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as trimmed, and as extended after that (None: not done)."""
+
+    tokens_before: int
+    tokenizer: PreTrainedTokenizerBase
+    kept: list[int] | None
+    extended: ExtendedVocabulary | None
+
+
+def make_vocabulary(
+    recipe: Recipe, workspace: Workspace, variant: str, log: Log, made: dict[str, Vocabulary] | None = None
+) -> None:
     """Trim and extend the tokenizer of an encoder; save it, and the encoder too where its rows or layers change.
 
     Writes `encoders/VARIANT/vocabulary.json`, `tokenizer/` and, if the recipe extends or adapts, `start/`.
+
+    Args:
+        made: vocabularies made before in this run; encoders that differ in their rows alone share one.
 
     Raises:
         DataError: a language stays unreadable for the tokenizer.
@@ -46,14 +61,19 @@ def make_vocabulary(recipe: Recipe, workspace: Workspace, variant: str, log: Log
     """
     config = recipe.variants[variant]
     data = PreparedData(workspace.data)
-    tokenizer = load_tokenizer(config.name)
-    before, kept = len(tokenizer), None
-    if config.trim_vocabulary:
-        trimmed = trim_vocabulary(tokenizer, (text for text, _ in texts_of(data, "train")))
-        tokenizer, kept = trimmed.tokenizer, trimmed.kept_ids
-    extended = None
-    if config.extend_vocabulary is not None:
-        extended = _extend(recipe, config.extend_vocabulary, data, tokenizer, log)
+    extension = config.extend_vocabulary
+    settings = extension.model_dump(mode="json", exclude={"initialisation"}) if extension else None
+    key = digest([config.name, config.trim_vocabulary, settings])
+    made = {} if made is None else made
+    if key not in made:
+        made[key] = _vocabulary(recipe, config, data, log)
+    vocabulary = made[key]
+    tokenizer, kept, extended, before = (
+        vocabulary.tokenizer,
+        vocabulary.kept,
+        vocabulary.extended,
+        vocabulary.tokens_before,
+    )
     final = extended.tokenizer if extended else tokenizer
     trials = [asdict(trial) for trial in extended.trials] if extended else []
     unknown = _check_unknown(config, data, {"before": tokenizer, "after": final}, log)
@@ -76,6 +96,17 @@ def make_vocabulary(recipe: Recipe, workspace: Workspace, variant: str, log: Log
         log(f"vocabulary: {before:,} tokens trimmed to {len(kept):,}")
     if extended:
         log(f"vocabulary: {len(extended.pieces):,} new pieces, {len(final):,} tokens in the whole")
+
+
+def _vocabulary(recipe: Recipe, config: EncoderConfig, data: PreparedData, log: Log) -> Vocabulary:
+    tokenizer = load_tokenizer(config.name)
+    before, kept = len(tokenizer), None
+    if config.trim_vocabulary:
+        trimmed = trim_vocabulary(tokenizer, (text for text, _ in texts_of(data, "train")))
+        tokenizer, kept = trimmed.tokenizer, trimmed.kept_ids
+    extension = config.extend_vocabulary
+    extended = None if extension is None else _extend(recipe, extension, data, tokenizer, log)
+    return Vocabulary(before, tokenizer, kept, extended)
 
 
 def texts_of(data: PreparedData, split: str) -> Iterator[tuple[str, str | None]]:
@@ -107,6 +138,7 @@ def _extend(
         size=config.size,
         dev_texts=list(dict.fromkeys(dev))[:DEV_TEXTS],
         byte_fallback=config.byte_fallback,
+        keep_characters=config.keep_characters,
         seed=recipe.seed,
     )
 

@@ -95,6 +95,7 @@ class Run:
         self._stage("prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data)
 
     def _adapt(self) -> None:
+        made: dict[str, encoders.Vocabulary] = {}
         for name, config in self.recipe.variants.items():
             vocabulary = {
                 "prepare": self.keys["prepare"],
@@ -106,7 +107,7 @@ class Run:
             self._stage(
                 f"vocabulary-{name}",
                 vocabulary,
-                partial(encoders.make_vocabulary, self.recipe, self.workspace, name, self.log),
+                partial(encoders.make_vocabulary, self.recipe, self.workspace, name, self.log, made),
                 self.workspace.encoder(name),
             )
             if config.adapt is not None:

@@ -71,6 +71,10 @@ def exempt_characters(normaliser: dict[str, Any] | None, characters: list[str]) 
     if kind == "StripAccents":
         return _serialised(_strip_other_marks(characters))
     if kind == "BertNormalizer":
+        if normaliser["clean_text"] and any(unicodedata.category(c)[0] == "C" for c in characters):
+            cleaning = [_serialised(step) for step in _clean_other_text(characters)]
+            rest = exempt_characters({**normaliser, "clean_text": False}, characters)
+            return {"type": "Sequence", "normalizers": [*cleaning, rest]}
         strips = normaliser["lowercase"] if normaliser["strip_accents"] is None else normaliser["strip_accents"]
         if strips and any(unicodedata.category(c) == "Mn" for c in characters):
             # BERT's order: clean, space ideographs, strip accents, lower case.
@@ -93,6 +97,13 @@ def normaliser_of(serialised: dict[str, Any]) -> normalizers.Normalizer:
 def _strip_other_marks(characters: list[str]) -> normalizers.Normalizer:
     kept = "".join(rf"\x{{{ord(c):x}}}" for c in characters)
     return normalizers.Replace(Regex(rf"[\p{{Mn}}&&[^{kept}]]"), "")
+
+
+def _clean_other_text(characters: list[str]) -> list[normalizers.Normalizer]:
+    """BERT's cleaning, but for `characters`: control and format characters vanish, white space becomes spaces."""
+    kept = "".join(rf"\x{{{ord(c):x}}}" for c in characters)
+    gone = rf"[[\p{{C}}\x{{fffd}}]&&[^{kept}\t\n\r]]"
+    return [normalizers.Replace(Regex(gone), ""), normalizers.Replace(Regex(rf"[\s&&[^{kept}]]"), " ")]
 
 
 def _serialised(step: normalizers.Normalizer) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class ExtendedVocabulary:
         origins: for each id, the same id if the old tokenizer had it, None if it is new.
         pieces: the new pieces in id order: the last `len(pieces)` ids.
         exempted: characters that the old normalizer rewrote and the new one leaves alone.
+        still_altered: characters that were to be kept but that this kind of normalizer cannot leave alone.
         trials: what each size cost on the dev texts, if the size was chosen.
     """
 
@@ -34,6 +35,7 @@ class ExtendedVocabulary:
     origins: list[int | None]
     pieces: list[str]
     exempted: list[str] = field(default_factory=list)
+    still_altered: list[str] = field(default_factory=list)
     trials: list[SizeTrial] = field(default_factory=list)
 
 
@@ -46,13 +48,14 @@ def extend_vocabulary(
     byte_fallback: bool = False,
     seed: int = 0,
     max_piece_length: int = 16,
-    keep_characters: Iterable[str] = (),
+    keep_characters: str = "",
 ) -> ExtendedVocabulary:
     """Add pieces learnt from `texts` to a Unigram, BPE or WordPiece vocabulary; old ids stay as they are.
 
     Every character of `texts` becomes a piece (with byte fallback, every one that occurs twice). Old text in
-    which no new piece occurs is split exactly as before. Characters of a script that the vocabulary mostly
-    lacks are freed from the normalizer's character map; see `ExtendedVocabulary.exempted`.
+    which no new piece occurs is split exactly as before. The normalizer no longer rewrites characters of a script
+    that the vocabulary mostly lacks, nor joiners (ZWJ, ZWNJ), Mongolian separators and variation selectors that 1 %
+    of the texts have (our choice); see `ExtendedVocabulary.exempted`.
 
     Args:
         tokenizer: the fast tokenizer to extend; left as it is, but no longer reads text as special tokens.
@@ -65,7 +68,9 @@ def extend_vocabulary(
             byte-level BPE does so anyway.
         seed: of the samples drawn from `texts`.
         max_piece_length: longest new piece in characters.
-        keep_characters: further characters that the normalizer must not rewrite ("…", "（").
+        keep_characters: further characters that the normalizer must not rewrite ("…（"), each of which gets a piece;
+            "corpus" for all those of `texts`. Old languages' text that has them is split otherwise than before.
+            Spaces and control characters cannot be kept.
 
     Raises:
         ModelError: the tokenizer is slow or of another kind, or WordPiece was asked for byte fallback.
@@ -79,14 +84,14 @@ def extend_vocabulary(
         "byte_fallback": byte_fallback,
         "seed": seed,
         "max_piece_length": max_piece_length,
-        "keep_characters": "".join(keep_characters),
+        "keep_characters": keep_characters,
     }
     if size == "auto":
         size, trials = choose_size(tokenizer, texts, dev_texts, CANDIDATE_SIZES, **options)
     growth = VocabularyGrowth(tokenizer, texts, [size], **options)
     pieces = growth.new_pieces(size)
     origins = [*range(growth.old_size), *[None] * len(pieces)]
-    return ExtendedVocabulary(growth.build(size), origins, pieces, growth.exempted, trials)
+    return ExtendedVocabulary(growth.build(size), origins, pieces, growth.exempted, growth.still_altered, trials)
 
 
 def _check(texts: Sequence[str], size: int | Literal["auto"], max_piece_length: int) -> None:

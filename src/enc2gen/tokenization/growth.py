@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from enc2gen.errors import ModelError
+from enc2gen.tokenization.coverage import LOSSY
 from enc2gen.tokenization.exemption import altered_characters, exempt_characters
 from enc2gen.tokenization.merging import Merge, MergeLearner
 from enc2gen.tokenization.piece_training import UnigramTrainer, sample_texts, training_units
@@ -30,13 +31,17 @@ from enc2gen.tokenization.pieces import (
     require_plain_merges,
     wrap_backend,
 )
+from enc2gen.tokenization.round_trip import LETTER_CONTROLS
 from enc2gen.tokenization.tokenizer import protect_special_tokens
 
 # w of the mixture of old and new scores, see `VocabularyGrowth`; our choice. With 4,000 pieces for Kazakh in
 # XLM-R's vocabulary, Kazakh takes 1.75 tokens a word for w from 0.5 to 0.01 (1.78 for 0.0001; 1.98 before), while
 # 11 % of Russian and 62 % of Kyrgyz sentences are split differently for 0.5, 3 % and 37 % for 0.01.
 NEW_SHARE = 0.01
+KEEP_CORPUS = "corpus"
+"""Instead of characters to keep: all those of the texts."""
 _RARE = 2  # with byte fallback, a character gets a piece from this count on; our choice
+_NNBSP = "\u202f"  # a space to Unicode, part of the word in Mongolian
 _CONTINUATION = range(0x80, 0xC0)  # bytes of a UTF-8 character after its first
 
 
@@ -53,13 +58,14 @@ class VocabularyGrowth:
         texts: text of the new languages.
         sizes: the sizes that :meth:`build` will be asked for.
         byte_fallback: spell characters without a piece as bytes.
-        keep_characters: characters that the normalizer must not rewrite, besides those of new scripts.
+        keep_characters: see :func:`~enc2gen.tokenization.extension.extend_vocabulary`.
         seed: of the sample of the texts that pieces are learnt from.
         max_piece_length: longest new piece in characters.
 
     Attributes:
         old_size: ids of the old tokenizer; new pieces follow them.
         exempted: characters that the normalizer rewrote and now leaves alone.
+        still_altered: characters that were to be kept, but this kind of normalizer cannot leave them alone.
 
     Raises:
         ModelError: the tokenizer is slow or of another kind, or is to have bytes but cannot.
@@ -72,7 +78,7 @@ class VocabularyGrowth:
         sizes: Iterable[int],
         *,
         byte_fallback: bool = False,
-        keep_characters: Iterable[str] = (),
+        keep_characters: str = "",
         seed: int = 0,
         max_piece_length: int = 16,
     ) -> None:
@@ -87,7 +93,9 @@ class VocabularyGrowth:
         self._known = set(self._pieces)
         self._control = {token["content"] for token in state["added_tokens"]}
         self._adds_bytes = byte_fallback and not self._byte_level and not state["model"].get("byte_fallback")
-        self.exempted = self._exempt(state, texts, keep_characters)
+        self.exempted, self.still_altered = self._exempt(state, texts, keep_characters)
+        named = set() if keep_characters == KEEP_CORPUS else set(keep_characters)
+        self._named = sorted(character for character in named - set(self.still_altered) if _is_kept(character))
         self._state = {**state, "truncation": None, "padding": None}
         self._max_length = max_piece_length
         self._learn(texts, sorted(set(sizes)), seed)
@@ -100,10 +108,12 @@ class VocabularyGrowth:
         if self.kind == "BPE":
             require_plain_merges(model, where)
 
-    def _exempt(self, state: dict[str, Any], texts: Sequence[str], keep_characters: Iterable[str]) -> list[str]:
-        """Free the characters of scripts that the vocabulary mostly lacks from the normalizer, in `state`."""
+    def _exempt(self, state: dict[str, Any], texts: Sequence[str], keep_characters: str) -> tuple[list[str], list[str]]:
+        """Free characters from the normalizer in `state`: those asked for, joiners and the like that the texts are
+        spelt with, and scripts that the vocabulary mostly lacks. Returns the freed ones and those that cannot be."""
         seen: set[str] = set().union(*texts)
-        wanted = set(keep_characters)
+        wanted = seen if keep_characters == KEEP_CORPUS else set(keep_characters)
+        wanted = {character for character in wanted if _is_kept(character)} | _letter_controls(texts)
         if not self._byte_level:
             letters = [c for c in seen if unicodedata.category(c)[0] in "LM"]
             totals = Counter(map(first_name, letters))
@@ -112,8 +122,8 @@ class VocabularyGrowth:
             wanted |= {c for c in seen if first_name(c) in new}
         altered = altered_characters(state["normalizer"], wanted)
         state["normalizer"] = exempt_characters(state["normalizer"], altered)
-        still = set(altered_characters(state["normalizer"], altered))
-        return [character for character in altered if character not in still]
+        still = altered_characters(state["normalizer"], altered)
+        return [character for character in altered if character not in still], still
 
     def _words(self, texts: Sequence[str]) -> Counter[str]:
         """Pre-tokens -> count."""
@@ -152,11 +162,12 @@ class VocabularyGrowth:
             for character in word:
                 counts[character] += count
         falls_back = self._adds_bytes or self._state["model"].get("byte_fallback")
-        found = [c for c, count in sorted(counts.items()) if not falls_back or count >= _RARE]
+        frequent = {c for c, count in counts.items() if not falls_back or count >= _RARE}
+        found = sorted(frequent.union(self._named))
         if self.kind == "WordPiece":
             prefix = self._state["model"]["continuing_subword_prefix"]
             found = [form for c in found for form in (c, prefix + c)]
-        return [piece for piece in found if piece not in self._known and not piece.isspace()]
+        return [piece for piece in found if piece not in self._known and (piece == _NNBSP or not piece.isspace())]
 
     def _learn_merges(self, words: Counter[str], largest: int) -> list[Merge]:
         model = self._state["model"]
@@ -253,6 +264,17 @@ _NO_STEPS: dict[str, Any] = {
     "decoder": None,
     "added_tokens": [],
 }
+
+
+def _is_kept(character: str) -> bool:
+    """Whether a character can be kept at all: spaces part words, and controls serve character maps as tools."""
+    return character == _NNBSP or not (character.isspace() or unicodedata.category(character) == "Cc")
+
+
+def _letter_controls(texts: Sequence[str]) -> set[str]:
+    """Joiners, selectors and the like in so many texts that their loss is more than an accident (`LOSSY`)."""
+    counts = Counter(character for text in texts for character in set(LETTER_CONTROLS.findall(text)))
+    return {character for character, count in counts.items() if count >= LOSSY * len(texts)}
 
 
 def _byte_level_length(piece: str) -> int:

@@ -24,6 +24,8 @@ LOSSES = {
 _NNBSP = "\u202f"
 _WHITE = rf"[^\S{_NNBSP}]"  # NNBSP ties a Mongolian suffix to its stem: no mere space
 # Characters that get lost one by one. Of "invisible": visible format characters (the Arabic number signs) stay out.
+LETTER_CONTROLS = regex.compile(rf"[\u200C\u200D\u180B-\u180F{_NNBSP}\uFE00-\uFE0F\U000E0100-\U000E01EF]")
+"""Joiners, MVS, NNBSP and variation selectors: invisible, yet words are spelt with them."""
 _CLASSES = {
     "joiners": regex.compile(r"[\u200C\u200D]"),
     "selectors": regex.compile(rf"[\u180B-\u180F{_NNBSP}\uFE00-\uFE0F\U000E0100-\U000E01EF]"),

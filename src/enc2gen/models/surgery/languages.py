@@ -22,7 +22,7 @@ from enc2gen.models.surgery.loading import check_pair
 from enc2gen.models.surgery.operations import VocabularyChange, extend_model
 from enc2gen.models.surgery.replacing import extend_bias, output_layer, replace_vocabulary, take_rows
 from enc2gen.models.swcm import SwcmForConditionalGeneration
-from enc2gen.tokenization.coverage import Coverage, coverage
+from enc2gen.tokenization.coverage import CoverageReport, compare_coverage
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
 
 _BATCH_TOKENS = 2048
@@ -59,7 +59,7 @@ class AddedLanguage:
         tokenizer: the model's tokenizer from now on.
         change: what happened to the pieces; None if the vocabulary was not extended.
         losses: of old languages.
-        round_trip: how the tokenizer covers the texts, exact round trips among others; None without texts.
+        coverage: how the old and the new tokenizer cover the texts; None without texts.
     """
 
     language: str
@@ -68,7 +68,7 @@ class AddedLanguage:
     tokenizer: PreTrainedTokenizerFast
     change: VocabularyChange | None = None
     losses: list[LanguageLoss] = field(default_factory=list)
-    round_trip: Coverage | None = None
+    coverage: tuple[CoverageReport, CoverageReport] | None = None
 
 
 def check_examples(records: Iterable[Mapping[str, Any]], language: str, model: PreTrainedModel) -> list[Example]:
@@ -121,6 +121,7 @@ def add_language(
     pairs: Sequence[tuple[str, str]] = (),
     dev_texts: Sequence[str] = (),
     byte_fallback: bool = False,
+    keep_characters: str = "",
     seed: int = 0,
 ) -> AddedLanguage:
     """Add `language` to a trained generator, in place; the rows of old tokens stay what they were, bit by bit.
@@ -131,7 +132,7 @@ def add_language(
         size: number of new pieces, or "auto"; no new pieces if None.
         initialisation: of the new pieces' rows.
         checks: old language -> examples (see `check_examples`) whose loss is measured before and after.
-        pairs: as in `extend_model`; as are `dev_texts`, `byte_fallback` and `seed`.
+        pairs: as in `extend_model`; as are `dev_texts`, `byte_fallback`, `keep_characters` and `seed`.
 
     Raises:
         ModelError: not a generator, or model and tokenizer do not fit.
@@ -145,8 +146,18 @@ def add_language(
     before = {old: example_nats(generator, tokenizer, examples) for old, examples in (checks or {}).items()}
     change = None
     if size is not None:
-        options: dict[str, Any] = {"dev_texts": dev_texts, "pairs": pairs, "byte_fallback": byte_fallback, "seed": seed}
-        change = extend_model(generator, tokenizer, lines, size, initialisation, **options)
+        change = extend_model(
+            generator,
+            tokenizer,
+            lines,
+            size,
+            initialisation,
+            dev_texts=dev_texts,
+            pairs=pairs,
+            byte_fallback=byte_fallback,
+            keep_characters=keep_characters,
+            seed=seed,
+        )
     new = copy.deepcopy(change.tokenizer if change else tokenizer)
     token_id = add_language_tokens(new, [tag])[tag]
     _add_row(generator, new, token_id, like)
@@ -155,8 +166,11 @@ def add_language(
         _compare(old, examples, before[old], example_nats(generator, new, examples))
         for old, examples in (checks or {}).items()
     ]
-    covered = coverage(new, [(line, tag) for line in lines]).total if lines else None
-    return AddedLanguage(tag, token_id, like, cast(PreTrainedTokenizerFast, new), change, losses, covered)
+    added = AddedLanguage(tag, token_id, like, cast(PreTrainedTokenizerFast, new), change, losses)
+    if lines:
+        before_and_after = compare_coverage([tokenizer, new], [(line, tag) for line in lines])
+        added.coverage = before_and_after[0], before_and_after[1]
+    return added
 
 
 def _check_request(

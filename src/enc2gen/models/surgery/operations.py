@@ -52,6 +52,8 @@ class VocabularyChange:
         pieces: new pieces, ascending ids.
         how: for each new id, where its row came from; empty if no piece is new.
         trials: sizes that were tried, where the size was chosen automatically.
+        kept_characters: characters that the old normalizer rewrote and the new one leaves alone.
+        still_altered: characters that were to be kept, but the tokenizer's kind of normalizer rewrites them still.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -61,6 +63,8 @@ class VocabularyChange:
     pieces: list[str] = field(default_factory=list)
     how: list[str] = field(default_factory=list)
     trials: list[SizeTrial] = field(default_factory=list)
+    kept_characters: list[str] = field(default_factory=list)
+    still_altered: list[str] = field(default_factory=list)
 
 
 def trim_model(
@@ -111,6 +115,7 @@ def extend_model(
     dev_texts: Sequence[str] = (),
     pairs: Sequence[tuple[str, str]] = (),
     byte_fallback: bool = False,
+    keep_characters: str = "",
     seed: int = 0,
 ) -> VocabularyChange:
     """Extend the vocabulary of `model`, in place, with pieces trained on `texts`.
@@ -124,6 +129,7 @@ def extend_model(
         dev_texts: held-out text for "auto"; a twentieth of `texts` if empty.
         pairs: (source, target) texts that share a meaning, which link the new script to the old vocabulary.
         byte_fallback: add the 256 bytes, so that no text is unknown.
+        keep_characters: as in `extend_vocabulary`.
         seed: of everything random.
 
     Raises:
@@ -136,7 +142,13 @@ def extend_model(
     config = initialisation or InitialisationConfig()
     before = ModelSize.of(model)
     extended = extend_vocabulary(
-        tokenizer, lines, size=size, dev_texts=dev_texts, byte_fallback=byte_fallback, seed=seed
+        tokenizer,
+        lines,
+        size=size,
+        dev_texts=dev_texts,
+        byte_fallback=byte_fallback,
+        keep_characters=keep_characters,
+        seed=seed,
     )
     new, origins = extended.tokenizer, extended.origins
     context: list[str | tuple[str, str]] = [*pairs, *lines]
@@ -147,7 +159,17 @@ def extend_model(
     if head is not None and head.weight is not table:
         head_rows = initialised(head.weight.detach(), tokenizer, new, origins).table
     replace_vocabulary(model, made.table, origins, new, head_rows=head_rows)
-    return VocabularyChange(new, origins, before, ModelSize.of(model), extended.pieces, made.how, extended.trials)
+    return VocabularyChange(
+        tokenizer=new,
+        origins=origins,
+        before=before,
+        after=ModelSize.of(model),
+        pieces=extended.pieces,
+        how=made.how,
+        trials=extended.trials,
+        kept_characters=extended.exempted,
+        still_altered=extended.still_altered,
+    )
 
 
 def _some_text(texts: Iterable[str]) -> list[str]:
