@@ -29,7 +29,7 @@ from enc2gen.training.checkpoint import writing
 
 UNKNOWN_WARNING = 0.05
 """Share of a language's characters inside <unk> from which a run warns (our choice)."""
-DEV_TEXTS = 500
+DEV_TEXTS = 300
 """Most development texts per language that sizes are chosen on and adaptation is measured on (our choice)."""
 
 Log = Callable[[str], None]
