@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from enc2gen.corpora.cleaning import CleaningConfig, clean_line, clean_text
-from enc2gen.corpora.filters import LanguageFilter, ngram_share, refuse_text, repeated_share, word_units
+from enc2gen.corpora.filters import LanguageFilter, _may_repeat, ngram_share, refuse_text, repeated_share, word_units
 
 CONFIG = CleaningConfig(language="bo")
 TIBETAN = "བོད་སྐད་ཡིག་ནི་བོད་མི་རིགས་ཀྱི་སྐད་ཡིག་ཡིན།"
@@ -168,3 +168,30 @@ def test_real_text_is_left_alone() -> None:
                    refusal.reason in ("repetition", "encoding")]  # fmt: skip
         assert not changed
         assert len(dropped) <= 0.01 * len(lines)
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("zh", "省委常委、三亚市委书记张琦，副省长王路，省政府秘书长陆志远参加调研座谈。"),  # lid.176: Japanese
+        ("zh", "Brown 是 Germantown 地区遭到枪击的四人之一。"),  # more Latin letters than characters
+        ("kk", "Бүгінде Жетісу жерінде жетпіс төрт тауарлы сүт фермасы жұмыс істеп тұр."),  # lid.176: Ukrainian
+    ],
+)
+def test_lines_that_the_classifier_mistakes_stay(language: str, text: str) -> None:
+    assert LanguageFilter(language, "fasttext-lid176").refuse([text]) == [None]
+
+
+def test_japanese_is_not_chinese() -> None:
+    [refusal] = LanguageFilter("zh", "fasttext-lid176").refuse(
+        ["今日は東京の図書館で新しい本を読みました。とても面白かったです。"]
+    )
+    assert refusal is not None and refusal.language == "ja"
+
+
+def test_the_quick_test_for_repetition_never_misses_any() -> None:
+    generator = random.Random(3)
+    for _ in range(3000):
+        text = "".join(generator.choices("ab", weights=[9, 1], k=generator.randrange(5, 60)))
+        share = generator.choice([0.1, 0.2, 0.35, 0.6])
+        assert ngram_share(text) <= share or _may_repeat(text, share)

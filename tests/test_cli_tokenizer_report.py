@@ -66,8 +66,9 @@ def test_json(report: Call, tokenizer_folder: Path, corpus: Path) -> None:
 
 
 def test_comparison(report: Call, tokenizer_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    """The tokenizer named first is the one at issue; the other is what it was before."""
     unigram("thecatdogrnsне").save_pretrained(tmp_path / "letters")
-    arguments = (tokenizer_folder, "--corpus", corpus, "--compare", tmp_path / "letters")
+    arguments = (tmp_path / "letters", "--corpus", corpus, "--compare", tokenizer_folder)
     content = json.loads(report(*arguments, "--json"))
     assert content["before"]["unknown_rate"] == pytest.approx(6 / 19)
     assert content["after"]["unknown_rate"] == 0 and content["after"]["fertility"] > 1

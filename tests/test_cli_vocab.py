@@ -36,6 +36,7 @@ def test_trim(enc2gen: Callable[..., Result], files: Path) -> None:
     assert result.returncode == 0, result.stderr.decode()
     text = result.stdout.decode()
     assert "vocabulary rows" in text and "Coverage of the corpus" in text and max(map(len, text.splitlines())) <= 100
+    assert "come back changed" not in text or "--keep-characters" not in text  # trimming cannot keep any
     record = json.loads((out / "vocabulary.json").read_text(encoding="utf-8"))
     (big, tokenizer), (small, trimmed) = load_for_surgery(model), load_for_surgery(out)
     assert record["operation"] == "trim" and record["sizes"]["after"]["rows"] == len(trimmed) < len(tokenizer)
@@ -62,6 +63,44 @@ def test_extend(enc2gen: Callable[..., Result], files: Path) -> None:
     assert {path.name for path in files.iterdir()} == {"model", "bigger", "text.txt", "bo.txt"}
 
 
+def test_pairs_name_their_fields(enc2gen: Callable[..., Result], files: Path) -> None:
+    rows = [{"en": TEXTS[i % 3], "bo": text, "doc": "d"} for i, text in enumerate(TIBETAN)]
+    (files / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    given = [str(files / "model"), "--corpus", str(files / "bo.txt"), "--size", "30", "--init", "ofa", "--rank", "4"]
+    given += ["--out", str(files / "out"), "--pairs", str(files / "pairs.jsonl")]
+    refused = enc2gen("vocab", "extend", *given)
+    message = " ".join(refused.stderr.decode().split())
+    assert refused.returncode == 1 and "no field 'source' in record 1; there are: en, bo, doc" in message
+    assert "--pair-fields en,bo" in message and not (files / "out").exists()
+    assert enc2gen("vocab", "extend", *given, "--pair-fields", "en, bo").returncode == 0
+    assert json.loads((files / "out" / "vocabulary.json").read_text(encoding="utf-8"))["pairs"] == len(rows)
+
+
+def test_keep_characters(enc2gen: Callable[..., Result], files: Path) -> None:
+    lines = ["བོད་ཡིག（①）…" if i == 0 else text for i, text in enumerate(TIBETAN)]
+    (files / "bo.txt").write_text("\n".join(lines), encoding="utf-8")
+    tokenizer = load_tokenizer(files / "model")
+    from enc2gen.tokenization.charsmap import character_map
+
+    table = {"（": "(", "①": "1", "）": ")", "…": "...", "\x01": ""}
+    tokenizer.backend_tokenizer.normalizer = character_map(table)
+    tokenizer.save_pretrained(files / "model")
+
+    def extend(*options: str) -> tuple[str, float]:
+        given = ["--corpus", str(files / "bo.txt"), "--size", "60", "--init", "mean", "--out", str(files / "out")]
+        result = enc2gen("vocab", "extend", str(files / "model"), *given, "--overwrite", *options)
+        assert result.returncode == 0, result.stderr.decode()
+        texts = [(line, "bo") for line in lines]
+        return result.stdout.decode(), coverage(load_tokenizer(files / "out"), texts).total.round_trip_exact
+
+    text, exact = extend()
+    assert exact < 1 and f"1 of {len(lines)} lines come back changed" in text and "--keep-characters corpus" in text
+    text, exact = extend("--keep-characters", "corpus")
+    assert exact == 1 and "No longer rewritten" in text and all(character in text for character in "（①）…")
+    record = json.loads((files / "out" / "vocabulary.json").read_text(encoding="utf-8"))
+    assert set("（①）…") == set(record["kept_characters"]) and record["keep_characters"] == "corpus"
+
+
 def test_prepared_folders_and_fields(files: Path) -> None:
     from enc2gen.cli.model_folder import read_texts
 
@@ -86,6 +125,8 @@ def test_prepared_folders_and_fields(files: Path) -> None:
         (["extend", "{model}", "--corpus", "{bo}", "--init", "focsu"], "did you mean 'focus'"),
         (["extend", "{model}", "--corpus", "{bo}", "--size", "0"], "'0' is no number of pieces"),
         (["extend", "{model}", "--corpus", "{empty}"], "empty"),
+        (["extend", "{model}", "--corpus", "{bo}", "--pair-fields", "en,bo"], "no file of pairs"),
+        (["extend", "{model}", "--corpus", "{bo}", "--pairs", "{bo}", "--pair-fields", "en"], "not two fields"),
         (["trim", "{model}", "--corpus", "{nowhere}"], "no such file"),
         (["trim", "{nowhere}", "--corpus", "{bo}"], "no model can be loaded"),
         (["trim", "{model}", "--corpus", "{bo}", "--keep-language", "kk"], "only a generator has languages"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,10 @@ def test_workers_get_an_equal_index(index: EvaluationIndex) -> None:
 def test_texts_too_short_for_ngrams_are_still_compared_as_wholes() -> None:
     index = EvaluationIndex.from_texts(["Алматы қаласы."])
     assert index.contaminated(["алматы қаласы", "Алматы қаласы үлкен"]) == [True, False]
+
+
+def test_unicode_forms_of_both_sides_do_not_matter() -> None:
+    text = "Шетел тілдерін үйрену – өмірлік іс, әйтпесе қайтып білесің деді ойшыл йод"
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        index = EvaluationIndex.from_texts([unicodedata.normalize(form, text)])
+        assert index.contaminated([unicodedata.normalize(other, text)]) == [True]

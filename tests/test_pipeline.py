@@ -9,6 +9,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -16,11 +18,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from enc2gen.corpora import chunks, pipeline
+from enc2gen.corpora import chunks, engines, pipeline
 from enc2gen.corpora.cleaning import CleaningConfig
 from enc2gen.corpora.cleaning_report import CleaningStats
 from enc2gen.corpora.engines import ENGINES, LocalEngine
-from enc2gen.corpora.lines import MAX_LINE_BYTES, ReadingConfig, find_sources, read_lines
+from enc2gen.corpora.lines import MAX_LINE_BYTES, Line, ReadingConfig, find_sources, read_lines
 from enc2gen.corpora.pipeline import Progress, prepare_corpus, remarks, split_of_document
 from enc2gen.corpora.readers import read_records
 from enc2gen.corpora.shards import PreparedCorpus
@@ -395,3 +397,31 @@ def test_local_engine_keeps_order_and_draws_items_as_needed() -> None:
     assert len(drawn) <= 5 + 4
     results.close()
     assert sorted(ENGINES) == ["local", "ray"]
+
+
+def test_the_first_chunks_are_small_and_no_line_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    lines = [Line(str(number), "d", "s", number) for number in range(25_000)]
+    found = list(chunks.chunked(lines, CleaningConfig(language="bo"), explain=False))
+    assert [len(chunk.lines) for chunk in found][:5] == [625, 625, 625, 625, 1250]
+    assert max(len(chunk.lines) for chunk in found) <= chunks.CHUNK_LINES
+    assert [line for chunk in found for line in chunk.lines] == lines
+    assert all(chunk.lines[0].number == chunk.first_id for chunk in found)
+
+
+def test_a_run_that_failed_at_once_can_be_corrected(tmp_path: Path) -> None:
+    corpus = _write_jsonl(tmp_path / "corpus.jsonl", [{"content": text} for text in _sentences(5)])
+    with pytest.raises(DataError, match="no field 'text'"):
+        prepare_corpus([str(corpus)], tmp_path / "out", CleaningConfig(language="bo"), workers=1)
+    config = CleaningConfig(language="bo", reading=ReadingConfig(field="content"))
+    assert prepare_corpus([str(corpus)], tmp_path / "out", config, workers=1).total_kept == 5
+
+
+def test_workers_import_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ENC2GEN_COMMAND", raising=False)
+    with engines._light_imports():
+        assert os.environ["ENC2GEN_COMMAND"]
+    assert "ENC2GEN_COMMAND" not in os.environ
+    code = "import sys, enc2gen.corpora.chunks; sys.exit('torch' in sys.modules)"
+    with engines._light_imports():
+        assert subprocess.run([sys.executable, "-c", code]).returncode == 0

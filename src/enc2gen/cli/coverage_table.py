@@ -65,6 +65,7 @@ def print_coverage_change(
         console: 80 columns are enough.
         keeps_corpus: whether all characters of the corpus are kept already, so that this is not advised.
     """
+    console.print("Coverage of the corpus")
     _print_table(before, after, console, "vocabulary.json has them")
     total = after.total
     if total.losses:

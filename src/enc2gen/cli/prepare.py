@@ -161,11 +161,13 @@ def cleaning_config(cleaning: dict[str, Any], reading: dict[str, Any], settings:
 
     Raises:
         ConfigError: a setting is unknown or its value not allowed; all of them are named.
+        LanguageError: the language is unknown.
     """
     import yaml
     from pydantic import ValidationError
 
     from enc2gen.corpora.cleaning import CleaningConfig
+    from enc2gen.corpora.languages import normalise_language
 
     values: dict[str, Any] = {name: value for name, value in cleaning.items() if value is not None}
     values["reading"] = {name: value for name, value in reading.items() if value is not None}
@@ -184,6 +186,7 @@ def cleaning_config(cleaning: dict[str, Any], reading: dict[str, Any], settings:
         raise ConfigError(
             "no language", where="prepare", remedy="add --lang with the language of the texts, such as bo"
         )
+    values["language"] = normalise_language(str(values["language"]), where="--lang")
     try:
         return CleaningConfig.model_validate(values)
     except ValidationError as error:

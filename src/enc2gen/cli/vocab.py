@@ -162,7 +162,10 @@ def extend(
     folder.print_sizes(console, change.before, change.after)
     print_kept_characters(console, change)
     print_coverage_change(reports[0], reports[1], console, keeps_corpus=keep_characters == "corpus")
-    console.print(f"{len(change.pieces):,} new pieces. Written: {out}", highlight=False, markup=False, soft_wrap=True)
+    spare = change.before.rows - (len(change.origins) - change.origins.count(None))
+    gone = f"; {spare:,} rows that had no token are gone" if spare else ""
+    said = f"{len(change.pieces):,} new pieces{gone}. Written: {out}"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_trials(console: Console, trials: list[SizeTrial]) -> None:

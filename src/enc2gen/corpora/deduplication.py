@@ -205,6 +205,7 @@ class DuplicateIndex:
                     "threads": 2,
                 },
             )
+            self._run("PRAGMA disable_checkpoint_on_shutdown")  # nothing is read after the end
             columns = ", ".join(f"{band} UBIGINT" for band in self._bands)
             self._run(f"CREATE TABLE lines (id BIGINT, key BLOB, signature BLOB, {columns})")
 
@@ -278,6 +279,7 @@ class DuplicateIndex:
     def _find_near(self) -> None:
         """Table `links`: pairs of near-duplicates, in both directions."""
         self._run("CREATE TABLE pairs (earlier BIGINT, later BIGINT)")
+        found: list[pa.Table] = []
         for band in self._bands:
             reader = (
                 self._database.cursor()
@@ -290,7 +292,12 @@ class DuplicateIndex:
                 .to_arrow_reader(_FETCHED_ROWS)
             )
             for earlier, later in self._verified(reader):
-                self._insert("pairs", pa.table({"earlier": earlier, "later": later}))
+                found.append(pa.table({"earlier": earlier, "later": later}))
+                if sum(map(len, found)) >= _FETCHED_ROWS or len(found) >= _FETCHED_ROWS // 100:
+                    self._insert("pairs", pa.concat_tables(found))
+                    found = []
+        if found:
+            self._insert("pairs", pa.concat_tables(found))
         self._run(
             "CREATE TABLE links AS SELECT earlier AS a, later AS b FROM pairs UNION SELECT later, earlier FROM pairs"
         )

@@ -17,12 +17,15 @@ import regex
 
 from enc2gen.corpora.cleaning import CleaningConfig
 from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS, LanguageIdentifier, matches
-from enc2gen.corpora.languages import default_script, dominant_script, script_matches
+from enc2gen.corpora.languages import default_script, dominant_script, letters_by_script, script_matches
 
 _NGRAM = 5
 _LEAST_NGRAMS = 15
 _LEAST_TRIGRAMS = 10
 """Shorter lines say nothing about repetition (our choice)."""
+_PIECE = 200  # our choice: characters of a long line that are identified on their own, about two sentences
+_WEIGHTS = dict.fromkeys(("Hani", "Hira", "Kana", "Hang"), 3)
+"""Letters of an alphabet that say as much as one character of Chinese, Japanese or Korean (our choice)."""
 
 # The Tibetan tsheg (U+0F0B, U+0F0C) ends a syllable, and counts as part of its spelling.
 _LETTERS = regex.compile(r"[\p{L}\p{M}\u0F0B\u0F0C]+")
@@ -121,6 +124,9 @@ def word_units(text: str) -> list[str]:
 class LanguageFilter:
     """Drops lines in other languages than the one asked for, on the evidence that :func:`matches` asks for.
 
+    A line in several languages stays if half of it is in the right one: a Uyghur paragraph that quotes Arabic, a
+    Chinese sentence with English names, which have more letters than the sentence has characters.
+
     For a language that the identifier does not know, only the script counts: its guesses would be wrong.
     """
 
@@ -143,10 +149,24 @@ class LanguageFilter:
             return [self._wrong_script(text) for text in texts]
         return [
             None
-            if matches(self.language, guess)
+            if matches(self.language, guess) or self._half_right(text)
             else Refusal("wrong-language", f"{guess.language} {guess.confidence:.2f}", guess.language)
-            for guess in self._identifier.identify(texts)
+            for text, guess in zip(texts, self._identifier.identify(texts), strict=True)
         ]
+
+    def _half_right(self, text: str) -> bool:
+        """Whether half of a line that is refused as a whole is in the right script, if mixed, and language, if long."""
+        wanted = default_script(self.language)
+        counts = letters_by_script(text)
+        weights = {script: count * _WEIGHTS.get(script, 1) for script, count in counts.items()}
+        right = sum(weight for script, weight in weights.items() if script_matches(script, wanted))
+        if 2 * right <= sum(weights.values()):
+            return False
+        if not script_matches(max(counts, key=lambda script: counts[script]), wanted):
+            return True  # by weight, not by number of letters: nothing tells the language
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        matching = [matches(self.language, guess) for guess in self._identifier.identify(pieces)]
+        return len(pieces) > 1 and 2 * sum(matching) >= len(matching)
 
     def _wrong_script(self, text: str) -> Refusal | None:
         script = dominant_script(text)

@@ -4,6 +4,8 @@ the text.
 lid.176 knows 176 languages, each in the script of its Wikipedia, and takes a text in any other script for one
 of those. So only languages written in the text's script are considered, and:
 
+- Japanese needs kana and Korean hangul, for Chinese text without either is called both now and then;
+- a Slavic language or Arabic needs its own alphabet: text with letters of Kazakh or Uyghur is something else;
 - Arabic-script Kazakh, which lid.176 calls Uyghur, is told from it by the letters that only one of the two
   uses;
 - a script that none of the 176 uses (traditional Mongolian, Yi, Tifinagh) stands for its likeliest language;
@@ -21,6 +23,7 @@ same script. A wrong script is always found.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -28,11 +31,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import langcodes
+import regex
 
 from enc2gen.corpora.languages import (
     base_language,
     default_script,
-    dominant_script,
+    letters_by_script,
     natural_text,
     normalise_language,
     script_matches,
@@ -47,7 +51,6 @@ CONCLUSIVE_LETTERS = 20  # our choice, measured: see the head of this file
 CONCLUSIVE_CONFIDENCE = 0.5  # our choice, measured: see the head of this file
 _SCRIPT_ONLY_CONFIDENCE = 0.4  # our choice: below the above, for a script says less than a classifier
 _MAX_LETTERS = 2000  # our choice: more text does not change the label, only the time
-_LABELS_ASKED = 5  # our choice: nearly always one of them is in the text's script; all 176 take longer
 
 # lid.176's labels are Wikipedia's codes, which differ from BCP 47 here.
 WIKIPEDIA_CODES = {"als": "gsw", "bh": "bho", "sh": "sr-Latn"}
@@ -58,6 +61,13 @@ _MEMBERS = {"no": {"nn"}, "zh": {"yue", "wuu"}, "ar": {"arz"}, "az": {"azb"}, "k
 # One language for a classifier, several for BCP 47; the script still tells sr from sr-Latn.
 _SERBO_CROATIAN = frozenset({"bs", "cnr", "hr", "sh", "sr"})
 
+_OWN_SCRIPTS = {"Jpan": ("Hira", "Kana"), "Kore": ("Hang",)}
+_OWN_SHARE = 0.1  # our choice: letters of those scripts among all of a Japanese or Korean text, which has far more
+# Letters of the same script that are not in the alphabets of these languages: those of Kazakh, Mongolian, Uyghur...
+_NOT_SLAVIC = regex.compile(r"(?V1)[\p{Cyrillic}--[а-яёіїєґўђѓјљњћќѕџѐѝѣА-ЯЁІЇЄҐЎЂЃЈЉЊЋЌЅЏЀЍѢ]]")
+_NOT_ARABIC = regex.compile(r"(?V1)[[\p{Arabic}&&\p{L}]--[\u0621-\u063a\u0641-\u064a]]")
+_FOREIGN_LETTERS = {**dict.fromkeys(("ru", "uk", "be", "bg", "mk", "sr"), _NOT_SLAVIC), "ar": _NOT_ARABIC}
+_FOREIGN_SHARE = 0.02  # our choice: more than a foreign name brings, less than any text in those languages has
 # Letters of the Arabic script that only one of the two orthographies uses.
 _KAZAKH_LETTERS = frozenset("ٴٵٶٷعح")
 _UYGHUR_LETTERS = frozenset("ئېغخۈژ")
@@ -169,19 +179,31 @@ class FastTextIdentifier:
 
     def _identify(self, text: str) -> LanguageGuess:
         text = classifiable(text)
-        letters = sum(map(str.isalpha, text))
-        script = dominant_script(text)
-        if script is None:
+        letters, counts = sum(map(str.isalpha, text)), letters_by_script(text)
+        if not counts:
             return LanguageGuess("und", 0.0, None, letters)
-        for asked in (_LABELS_ASKED, len(self._labels)):
+        script = counts.most_common(1)[0][0]
+        for asked in (1, len(self._labels)):  # the first one nearly always fits, and all take twice the time
             candidates: list[dict[str, Any]] = self._detector.detect(text, model="lite", k=asked)
             for candidate in candidates:
                 language, scripts = self._labels[candidate["lang"]]
-                if any(script_matches(script, known) for known in scripts):
+                if any(
+                    script_matches(script, known) and _has_own_letters(counts, known) for known in scripts
+                ) and not _has_foreign_letters(text, language, letters):
                     if language == "ug" and _is_kazakh_orthography(text):
                         language = "kk"
                     return LanguageGuess(language, float(candidate["score"]), script, letters)
         return LanguageGuess(_likely_language(script), _SCRIPT_ONLY_CONFIDENCE, script, letters)
+
+
+def _has_own_letters(counts: Counter[str], script: str) -> bool:
+    own = _OWN_SCRIPTS.get(script)
+    return own is None or sum(counts[name] for name in own) >= _OWN_SHARE * counts.total()
+
+
+def _has_foreign_letters(text: str, language: str, letters: int) -> bool:
+    foreign = _FOREIGN_LETTERS.get(language)
+    return foreign is not None and len(foreign.findall(text)) >= max(1.0, _FOREIGN_SHARE * letters)
 
 
 def classifiable(text: str) -> str:

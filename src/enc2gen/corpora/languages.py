@@ -132,12 +132,18 @@ def dominant_script(text: str) -> str | None:
     Chinese text gives "Hani": simplified and traditional characters share one Unicode script. A tie goes to
     the script met first.
     """
+    scripts = letters_by_script(text)
+    return scripts.most_common(1)[0][0] if scripts else None
+
+
+def letters_by_script(text: str) -> Counter[str]:
+    """Count the letters of each ISO 15924 script in `text`, in the order in which they are met."""
     scripts: Counter[str] = Counter()
     for char, count in Counter(text).items():
         script = _script_of_letter(char)
         if script is not None:
             scripts[script] += count
-    return scripts.most_common(1)[0][0] if scripts else None
+    return scripts
 
 
 def script_matches(text_script: str | None, language_script: str) -> bool:

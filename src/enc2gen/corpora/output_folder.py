@@ -48,7 +48,8 @@ class OutputFolder:
         self.complete = finished == self.identity and not overwrite
         if self.complete:
             return
-        for made in (finished, work):
+        begun = work if any(self.chunks.glob("*.json")) else None  # a run that failed at once binds nobody
+        for made in (finished, begun):
             if made is not None and made != self.identity and not overwrite:
                 raise _other_settings(root, made, self.identity)
         if work is not None and work != self.identity:

@@ -41,6 +41,7 @@ NEW_SHARE = 0.01
 KEEP_CORPUS = "corpus"
 """Instead of characters to keep: all those of the texts."""
 _RARE = 2  # with byte fallback, a character gets a piece from this count on; our choice
+_SELECTORS = "VARIATION"  # first name of characters that are marks to Unicode but of no script
 _NNBSP = "\u202f"  # a space to Unicode, part of the word in Mongolian
 _CONTINUATION = range(0x80, 0xC0)  # bytes of a UTF-8 character after its first
 
@@ -118,7 +119,7 @@ class VocabularyGrowth:
             letters = [c for c in seen if unicodedata.category(c)[0] in "LM"]
             totals = Counter(map(first_name, letters))
             missing = Counter(first_name(c) for c in letters if c not in self._known)
-            new = {name for name, count in missing.items() if 2 * count > totals[name]}
+            new = {name for name, count in missing.items() if 2 * count > totals[name] and name != _SELECTORS}
             wanted |= {c for c in seen if first_name(c) in new}
         altered = altered_characters(state["normalizer"], wanted)
         state["normalizer"] = exempt_characters(state["normalizer"], altered)
