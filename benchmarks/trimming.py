@@ -4,8 +4,8 @@
     python benchmarks/trimming.py runs/untrimmed/model --data runs/untrimmed/data
 
 trims the generator to the run's training text with `trim_model`, and measures both in processes of their own:
-parameters, size on disk, peak memory, tokens per second in training and in writing, chrF++ on the first test examples of
-each language, and how many outputs are the same. Prints a Markdown table.
+parameters, size on disk, peak memory, tokens per second in training and in writing, chrF++ on the first test examples
+of each language, and how many outputs are the same. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ _FTFY = ftfy.TextFixerConfig(
     normalization=None,
     explain=False,
 )
-# Mojibake holds signs of the single-byte encodings that ftfy knows; it takes half of the time to find that none are there.
+# Mojibake holds signs of the single-byte encodings that ftfy knows; ftfy takes long to find that there are none.
 _FTFY_SIGNS = re.compile("[\x80-\u04ff\u2010-\u25ff\uf8ff\ufb01\ufb02\ufffd]")
 _FTFY_OTHERS = re.compile("[\x1b\ud800-\udfff]")  # terminal escapes, halves of surrogate pairs
 # C0 and C1 controls but white space; soft hyphen; invisible format characters that spell nothing (marks of direction,
