@@ -23,7 +23,7 @@ from enc2gen.corpora.cleaning import CleaningConfig
 from enc2gen.corpora.cleaning_report import CleaningStats
 from enc2gen.corpora.engines import ENGINES, LocalEngine
 from enc2gen.corpora.lines import MAX_LINE_BYTES, Line, ReadingConfig, find_sources, read_lines
-from enc2gen.corpora.pipeline import Progress, prepare_corpus, remarks, split_of_document
+from enc2gen.corpora.pipeline import Progress, prepare_corpus, remarks, split_few_documents, split_of_document
 from enc2gen.corpora.readers import read_records
 from enc2gen.corpora.shards import PreparedCorpus
 from enc2gen.errors import ConfigError, DataError, OutputError
@@ -425,3 +425,18 @@ def test_workers_import_no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys, enc2gen.corpora.chunks; sys.exit('torch' in sys.modules)"
     with engines._light_imports():
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_few_documents_leave_no_split_empty() -> None:
+    config = CleaningConfig(language="bo", dev_percent=5, test_percent=5)
+    names = [f"book-{number}.txt" for number in range(54)] * 2
+    splits = split_few_documents(names, config)
+    assert Counter(splits.values()) == {"train": 48, "dev": 3, "test": 3}
+    assert split_few_documents(reversed(names), config) == splits
+    assert Counter(split_few_documents("abc", config).values()) == {"train": 1, "dev": 1, "test": 1}
+    assert split_few_documents("abc", CleaningConfig(language="bo", dev_percent=0, test_percent=0)).keys() == set("abc")
+    assert set(split_few_documents("abc", CleaningConfig(language="bo", dev_percent=0, test_percent=0)).values()) == {
+        "train"
+    }
+    assert split_few_documents("ab", config) == {}
+    assert split_few_documents(map(str, range(1001)), config) == {}

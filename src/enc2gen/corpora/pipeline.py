@@ -37,6 +37,8 @@ from enc2gen.corpora.shards import FORMAT, FORMAT_VERSION, SPLITS, PreparedCorpu
 from enc2gen.errors import DataError
 
 _BATCH_LINES = 2000
+FEW_DOCUMENTS = 1000
+"""Corpora of up to so many documents are split with exact shares (our choice)."""
 
 REMEDIES = {
     "encoding": "name the encoding of text that is not UTF-8 with --encoding",
@@ -218,7 +220,8 @@ def _write(
     """Phases 2 and 3: write all lines but the duplicates, and return the manifest."""
     passed = stats.read - stats.total_dropped
     folder.partial.mkdir(parents=True)
-    splits = _SplitWriter(folder.partial, config)
+    names = (row["document"] for rows in _rows(folder, ("document",)) for row in rows)
+    splits = _SplitWriter(folder.partial, config, split_few_documents(names, config))
     dropped = folder.partial / "dropped" if explain else None
     duplicates, done = _find_duplicates(folder, config, passed, notify), 0
     duplicate = next(duplicates, None)
@@ -258,19 +261,20 @@ class _SplitWriter:
     Documents are counted where they begin: one whose lines are not together in the input counts more than once.
     """
 
-    def __init__(self, folder: Path, config: CleaningConfig) -> None:
+    def __init__(self, folder: Path, config: CleaningConfig, few: Mapping[str, str]) -> None:
         limits = {"max_lines": config.shard_lines, "max_bytes": config.shard_megabytes * 2**20}
         self.writers = {split: ShardWriter(folder / split, **limits) for split in SPLITS}
         self.lines = Counter(dict.fromkeys(SPLITS, 0))
         self.documents = Counter(dict.fromkeys(SPLITS, 0))
-        self._config = config
+        self._config, self._few = config, few
         self._document: tuple[str, str] | None = None
         self._split = ""
 
     def add(self, row: Mapping[str, Any]) -> None:
         document = (row["source"], row["document"])
         if document != self._document:
-            self._document, self._split = document, split_of_document(row["document"], self._config)
+            name = row["document"]
+            self._document, self._split = document, self._few.get(name) or split_of_document(name, self._config)
             self.documents[self._split] += 1
         self.lines[self._split] += 1
         self.writers[self._split].add(row["text"], self._config.language, row["document"], row["source"])
@@ -280,10 +284,33 @@ class _SplitWriter:
             writer.close()
 
 
+def split_few_documents(names: Iterable[str], config: CleaningConfig) -> dict[str, str]:
+    """The splits of a corpus of 3 to 1,000 documents, with exact shares and at least one document wherever a share is
+    not 0; empty for other corpora. Chance alone often leaves a split of few documents empty."""
+    places: dict[str, float] = {}
+    for name in names:
+        places.setdefault(name, _place(name, config))
+        if len(places) > FEW_DOCUMENTS:
+            return {}
+    if len(places) < len(SPLITS):
+        return {}
+    order = sorted(places, key=lambda name: (places[name], name))
+    shares = (("test", config.test_percent), ("dev", config.dev_percent))
+    held = [
+        split for split, percent in shares for _ in range(max(1, round(len(order) * percent / 100)) if percent else 0)
+    ]
+    return dict(zip(order, [*held, *["train"] * len(order)], strict=False))
+
+
+def _place(document: str, config: CleaningConfig) -> float:
+    """A number in [0, 100) that depends on the name and the seed alone."""
+    digest = hashlib.blake2b(f"{config.seed}\0{document}".encode("utf-8", "replace"), digest_size=8).digest()
+    return 100 * int.from_bytes(digest, "big") / 2**64
+
+
 def split_of_document(document: str, config: CleaningConfig) -> str:
     """Return "train", "dev" or "test" for the name of a document: a pure function of it, the seed and the shares."""
-    digest = hashlib.blake2b(f"{config.seed}\0{document}".encode("utf-8", "replace"), digest_size=8).digest()
-    percent = 100 * int.from_bytes(digest, "big") / 2**64
+    percent = _place(document, config)
     if percent < config.test_percent:
         return "test"
     return "dev" if percent < config.test_percent + config.dev_percent else "train"
