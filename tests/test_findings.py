@@ -50,6 +50,18 @@ def test_verdict_knows_that_less_is_better_for_error_rates() -> None:
     assert verdict_sentence(metrics, "kk").startswith("Yes: main beats other (by 7.0) in off-target")
 
 
+def test_verdict_prefers_the_paired_comparison_to_overlapping_intervals() -> None:
+    metrics = {
+        "higher_is_better": {"chrf++": True},
+        "systems": {name: {"kk": {"chrf++": score(value, 2)}} for name, value in (("main", 20), ("a", 19), ("b", 19))},
+        "paired": {"kk": {"a": {"low": 0.5, "high": 1.5}, "b": {"low": -0.5, "high": 2.5}}},
+    }
+    sentence = verdict_sentence(metrics, "kk")
+    assert "ahead of a (by 1.0) in chrF++: the intervals overlap, but that of the difference" in sentence
+    assert "ahead of b (by 1.0) in chrF++, but the intervals overlap, so this may be chance" in sentence
+    assert sentence.startswith("No: ")  # to win, the intervals themselves lie apart
+
+
 @pytest.mark.parametrize(
     ("others", "expected"),
     [

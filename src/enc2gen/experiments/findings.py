@@ -133,6 +133,14 @@ def verdict_sentence(metrics: Mapping[str, Any], language: str) -> str:
     level = [v for v in verdicts if v.difference == 0]
     lost = [v for v in verdicts if not v.better and v.difference != 0]
     parts = [f"{main} beats {_listed(won)} in {label}, with 95 % intervals apart"] if won else []
+    paired = metrics.get("paired", {}).get(language, {})
+    sure = [v for v in ahead if v.other in paired and _excludes_zero(paired[v.other])]
+    ahead = [v for v in ahead if v not in sure]
+    if sure:
+        parts.append(
+            f"{main} is ahead of {_listed(sure)} in {label}: the intervals overlap, but that of the difference, "
+            "sentence by sentence, does not contain 0"
+        )
     if ahead:
         parts.append(
             f"{main} is ahead of {_listed(ahead)} in {label}, but the intervals overlap, so this may be chance"
@@ -149,6 +157,10 @@ def verdict_sentence(metrics: Mapping[str, Any], language: str) -> str:
     head = "Yes" if len(won) == len(verdicts) + len(missing) else "Only in part" if won else "No"
     tail = f" Not comparable, for lack of a value: {', '.join(missing)}." if missing else ""
     return f"{head}: {'; '.join(parts)}.{tail}"
+
+
+def _excludes_zero(difference: Mapping[str, Any]) -> bool:
+    return difference["low"] > 0 or difference["high"] < 0
 
 
 def _listed(verdicts: Sequence[Verdict]) -> str:

@@ -140,6 +140,9 @@ def _system_terms(recipe: Recipe, metrics: Mapping[str, Any]) -> list[dict[str, 
         options = recipe.systems[name].options if name in recipe.systems else {}
         if options:
             term = f"{term} Its own options: {json.dumps(options, ensure_ascii=False)}."
+        own = recipe.systems[name].encoder if name in recipe.systems else {}
+        if own:
+            term = f"{term} Its encoder's own settings: {json.dumps(own, ensure_ascii=False)}."
         terms.append({"name": name, "term": term, "constants": constants})
     return terms
 
