@@ -3,7 +3,7 @@
     enc2gen run recipes/quickstart.yaml --output runs/untrimmed -s encoder.trim_vocabulary=false   (hours on a laptop)
     python benchmarks/trimming.py runs/untrimmed/model --data runs/untrimmed/data
 
-trims the generator to the run's training text with `trim_model`, and measures both in processes of their own:
+trims the generator to the run's text with `trim_model`, and measures both in processes of their own:
 parameters, size on disk, peak memory, tokens per second in training and in writing, chrF++ on the first test examples
 of each language, and how many outputs are the same. Prints a Markdown table.
 """
@@ -119,7 +119,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = load_for_surgery(arguments.model)
-        texts = [row[side] for row in data.examples("train") for side in ("source", "target")]
+        splits = ("train", "dev", "test")  # what is to be read must be in the corpus, or it is split otherwise
+        texts = [row[side] for split in splits for row in data.examples(split) for side in ("source", "target")]
         start = time.perf_counter()
         change = trim_model(model, tokenizer, texts)
         seconds = time.perf_counter() - start
