@@ -35,3 +35,10 @@ def test_the_command_and_its_workers_clean_text_without_torch() -> None:
 def test_public_names_are_there_in_either_case() -> None:
     code = "import enc2gen; print(all(getattr(enc2gen, name) is not None for name in enc2gen.__all__))"
     assert run(code, ENC2GEN_COMMAND="1") == "True"
+
+
+def test_the_command_knows_the_model_all_the_same() -> None:
+    for module in ("enc2gen.generation.generator", "enc2gen.models.surgery", "enc2gen.experiments.systems"):
+        model_type = "AutoConfig.for_model('enc2gen-swcm').model_type"
+        code = f"import {module}; from transformers import AutoConfig; print({model_type})"
+        assert run(code, ENC2GEN_COMMAND="1") == "enc2gen-swcm"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
+import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_tokenizer
