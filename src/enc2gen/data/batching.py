@@ -17,9 +17,8 @@ from torch import LongTensor, Tensor
 from enc2gen.data.mixture import MixtureSampler
 from enc2gen.data.protocols import BatchExample, TrainingBatch
 from enc2gen.errors import CheckpointError, DataError
+from enc2gen.tokenization.examples import IGNORED_LABEL, EncodedExample
 
-# The label that cross-entropy ignores: torch's and transformers' default.
-IGNORED_LABEL = -100
 # First words of the seeds of independent random sequences. mixture.py uses 1 and 2.
 _EXAMPLE, _BUFFER = 3, 4
 
@@ -44,37 +43,6 @@ def source_fingerprint(source: IndexedSource[Any]) -> str:
         item = repr(source[index]).encode("utf-8", "surrogatepass")
         digest.update(len(item).to_bytes(8, "big") + item)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """Ids of one example: `decoder_input_ids[i]` is what the decoder reads when it should write `labels[i]`.
-
-    Raises:
-        DataError: empty source or target, or decoder inputs and labels of different length.
-    """
-
-    input_ids: tuple[int, ...]
-    decoder_input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.input_ids or not self.labels:
-            raise DataError(f"an example has {len(self.input_ids)} source and {len(self.labels)} target tokens")
-        if len(self.decoder_input_ids) != len(self.labels):
-            raise DataError(
-                f"an example has {len(self.decoder_input_ids)} decoder inputs for {len(self.labels)} labels"
-            )
-
-    @property
-    def source_length(self) -> int:
-        """Source tokens."""
-        return len(self.input_ids)
-
-    @property
-    def target_length(self) -> int:
-        """Target tokens."""
-        return len(self.labels)
 
 
 @dataclass

@@ -148,11 +148,12 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
             where=name,
             remedy="save it once as tokenizer.json (transformers converts most slow tokenizers) and use that folder",
         )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        # transformers 5 answers missing files with an empty tokenizer, to which every text is unknown.
+    if len(tokenizer) <= len({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}) + 1:
+        # transformers 5 answers missing files with an empty tokenizer, to which every text is unknown; those of T5 and
+        # mBART hold the lone word boundary besides special tokens.
         raise ModelError(
             "there is no vocabulary: the tokenizer holds special tokens only",
             where=name,
-            remedy="put the encoder's tokenizer.json into the folder",
+            remedy="put its tokenizer.json into the folder",
         )
     return tokenizer

@@ -121,6 +121,21 @@ def add_language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[
     return {tag: vocabulary[token] for tag, token in tokens.items()}
 
 
+def encode_pieces(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text, without special tokens and without a limit; `DataError` if one is not valid Unicode."""
+    # Calls of the tokenizer that owns the pipeline may have changed these.
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise DataError(
+            f"a text cannot be encoded: {error}", remedy="texts must be str without lone surrogates"
+        ) from error
+    return [encoding.ids for encoding in encodings]
+
+
 class TextCodec:
     """Turns text into model inputs and back.
 
@@ -183,18 +198,7 @@ class TextCodec:
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Pieces of each text, without special tokens and without a limit."""
-        backend = self._backend
-        # Calls of the tokenizer itself may have changed these.
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        try:
-            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise DataError(
-                f"a text cannot be encoded: {error}", remedy="texts must be str without lone surrogates"
-            ) from error
-        return [encoding.ids for encoding in encodings]
+        return encode_pieces(self._backend, texts)
 
     def encode_text(self, text: str) -> list[int]:
         """Pieces of `text`, without special tokens and without a limit."""
