@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from enc2gen.errors import Enc2genError
     from enc2gen.generation.generator import DecodingConfig, Generator
+    from enc2gen.models.bridge import BridgeConfig, BridgeForConditionalGeneration, build_fusion
     from enc2gen.models.swcm import SwcmConfig, SwcmForConditionalGeneration
     from enc2gen.tokenization.tokenizer import TextCodec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BridgeConfig",
+    "BridgeForConditionalGeneration",
     "DecodingConfig",
     "Enc2genError",
     "Generator",
@@ -21,15 +24,19 @@ __all__ = [
     "SwcmForConditionalGeneration",
     "TextCodec",
     "__version__",
+    "build_fusion",
 ]
 
 _MODULES = {
+    "BridgeConfig": "enc2gen.models.bridge",
+    "BridgeForConditionalGeneration": "enc2gen.models.bridge",
     "DecodingConfig": "enc2gen.generation.generator",
     "Enc2genError": "enc2gen.errors",
     "Generator": "enc2gen.generation.generator",
     "SwcmConfig": "enc2gen.models.swcm",
     "SwcmForConditionalGeneration": "enc2gen.models.swcm",
     "TextCodec": "enc2gen.tokenization.tokenizer",
+    "build_fusion": "enc2gen.models.bridge",
 }
 
 
@@ -43,3 +50,4 @@ def __getattr__(name: str) -> Any:
 # command and its worker processes clean text and print help without them, and import what they need.
 if "ENC2GEN_COMMAND" not in os.environ and os.path.basename(sys.argv[0] if sys.argv else "") != "enc2gen":
     importlib.import_module("enc2gen.models.swcm")
+    importlib.import_module("enc2gen.models.bridge")
