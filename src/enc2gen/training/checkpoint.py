@@ -173,9 +173,17 @@ def _no_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write `model` into `folder`, weights in one file: `save_pretrained` where there is one."""
-    if isinstance(model, PreTrainedModel):
+def save_weights(model: nn.Module, folder: Path, *, trained_only: bool = False) -> None:
+    """Write `model` into `folder`, weights in one file: `save_pretrained` where there is one.
+
+    Args:
+        trained_only: write the parameters that need gradients, and nothing else.
+    """
+    if trained_only:
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        safetensors.torch.save_file(trained, folder / "model.safetensors")
+    elif isinstance(model, PreTrainedModel):
         with _no_progress_bars():
             model.save_pretrained(folder, max_shard_size="100TB")
     else:
@@ -183,8 +191,11 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         safetensors.torch.save_model(model, str(folder / "model.safetensors"))
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, *, trained_only: bool = False) -> None:
     """Copy the weights that :func:`save_weights` wrote into `model`, in place; tied parameters stay tied.
+
+    Args:
+        trained_only: the file holds the parameters that need gradients only; the others stay as they are.
 
     Raises:
         CheckpointError: names or shapes do not fit the model.
@@ -203,7 +214,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             shapes = f"{list(tensor.shape)} in the checkpoint, {list(own[name].shape)} in the model"
             raise CheckpointError(f"tensor {name!r} has shape {shapes}", where=where, remedy=remedy)
     covered = {own[name].data_ptr() for name in tensors}
-    missing = [name for name, tensor in own.items() if name not in tensors and tensor.data_ptr() not in covered]
+    wanted = {name for name, p in model.named_parameters() if p.requires_grad} if trained_only else set(own)
+    wanted -= set(tensors)
+    missing = [name for name, tensor in own.items() if name in wanted and tensor.data_ptr() not in covered]
     if missing:
         raise CheckpointError(f"the checkpoint lacks tensor {missing[0]!r}", where=where, remedy=remedy)
     model.load_state_dict(tensors, strict=False)
@@ -215,11 +228,13 @@ class CheckpointStore:
     Args:
         folder: where they live; made when the first one is written.
         keep_last: number of resumable checkpoints kept.
+        trained_only: leave frozen parameters out (`save_weights`).
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+    def __init__(self, folder: Path, keep_last: int = 2, *, trained_only: bool = False) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self.trained_only = trained_only
 
     def save(
         self,
@@ -234,7 +249,7 @@ class CheckpointStore:
         """Write the resumable checkpoint of `step`, point `last` at it and delete what is not kept."""
 
         def fill(folder: Path) -> None:
-            save_weights(model, folder / "model")
+            save_weights(model, folder / "model", trained_only=self.trained_only)
             contiguous = {name: tensor.contiguous() for name, tensor in optimizer.items()}
             safetensors.torch.save_file(contiguous, folder / "optimizer.safetensors")
             safetensors.torch.save_file(dict(rng), folder / "rng.safetensors")
@@ -249,7 +264,11 @@ class CheckpointStore:
     def save_best(self, step: int, model: nn.Module, info: Mapping[str, Any]) -> Path:
         """Write the weights of `step` and point `best` at them."""
         path = self._path("best", step)
-        write_checkpoint(path, lambda folder: save_weights(model, folder / "model"), {**info, "step": step})
+
+        def fill(folder: Path) -> None:
+            save_weights(model, folder / "model", trained_only=self.trained_only)
+
+        write_checkpoint(path, fill, {**info, "step": step})
         self._point("best", path)
         return path
 

@@ -19,13 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from enc2gen.errors import DataError, OutputError, TrainingError
-from enc2gen.training.callbacks import (
-    Callback,
-    StepMetrics,
-    ValidationMetrics,
-    default_callbacks,
-    named_callbacks,
-)
+from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
 from enc2gen.training.config import TrainingConfig
 from enc2gen.training.objectives import TokenLoss, cross_entropy
@@ -76,6 +70,8 @@ class Trainer:
         output_dir: gets `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
         callbacks: run after the built-in ones.
         new_parameters: tells by name which parameters are randomly initialised (for `new_parameters_lr`).
+        leave_frozen: parameters that need no gradient keep their precision and are not in the checkpoints; to
+            resume, the caller builds the model with the same frozen weights again.
 
     Raises:
         ConfigError: the settings do not fit the model or the validation sets.
@@ -91,18 +87,21 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         *,
         new_parameters: Callable[[str], bool] | None = None,
+        leave_frozen: bool = False,
     ) -> None:
         self.stream, self.config, self.output_dir = stream, config, Path(output_dir)
         self.validation = checked_validation(validation)
         self.accelerator = make_accelerator()
         self.precision = resolve_precision(config.precision, self.accelerator.device)
-        self.model = model.float().to(self.accelerator.device)
+        self.model = (model if leave_frozen else model.float()).to(self.accelerator.device)
         self._forward_options = forward_options(model)
         self.optimizer = build_optimizer(model, config, new_parameters)
         self._stage_parameters = encoder_parameters(model) if config.freeze_encoder_steps else []
         self._encoder_frozen = False
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_last)
+        for parameter in self._trained:
+            parameter.data = parameter.data.float()
+        self.store = CheckpointStore(self.output_dir / "checkpoints", config.keep_last, trained_only=leave_frozen)
         self.callbacks = [
             *default_callbacks(config, self.output_dir, write=self.accelerator.is_main_process),
             *callbacks,
@@ -196,9 +195,8 @@ class Trainer:
             try:
                 drawn.append(next(self._batches))
             except StopIteration:
-                raise DataError(
-                    f"the stream ended at step {step}", remedy="pass a stream that repeats its data"
-                ) from None
+                remedy = "pass a stream that repeats its data"
+                raise DataError(f"the stream ended at step {step}", remedy=remedy) from None
         targets = sum(int(batch.num_target_tokens) for batch in drawn)
         if targets == 0:
             raise DataError(f"the batches of step {step} hold no target token", remedy="check the data")
@@ -304,7 +302,7 @@ class Trainer:
         require_same_run(state["identity"], self._identity(), where=str(path))
         self.stream.load_state_dict(state["stream"])  # says which part of the data differs, if any
         require_same_run(state["data"], self._data_identity(), where=str(path))
-        load_weights(self.model, path / "model")
+        load_weights(self.model, path / "model", trained_only=self.store.trained_only)
         load_optimizer_tensors(self.optimizer, self.model, optimizer)
         restore_rng(rng)
         self.progress = Progress(**state["progress"])
@@ -340,7 +338,7 @@ class Trainer:
         self._lap()
         best = self.store.best(progress.best_step) if progress.best_step is not None else None
         if best is not None and self.config.load_best and not interrupted:
-            load_weights(self.model, best / "model")
+            load_weights(self.model, best / "model", trained_only=self.store.trained_only)
         if self.config.gradient_checkpointing:
             gradient_checkpointing(self.model, enable=False)
         self.optimizer.zero_grad(set_to_none=True)
