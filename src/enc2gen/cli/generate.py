@@ -38,7 +38,7 @@ def read_lines(path: Path | None) -> list[str]:
     return lines
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Find out before the work, not after it, that `path` cannot be written; an existing file is left as it is."""
     try:
         existed = path.exists()
@@ -64,7 +64,7 @@ def generate_lines(
     """Load `model`, write one output line per input line, in order; an empty line stays empty."""
     lines = read_lines(input_file)
     if output_file is not None:
-        _check_writable(output_file)
+        check_writable(output_file)
     generator = Generator.from_pretrained(model)
     if generator.source_language(source_language) is None and len(generator.languages) > 1:
         errors.print("note: no --from language; this model was trained with one on every source", highlight=False)

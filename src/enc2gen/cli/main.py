@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from enc2gen.cli import add_language, prepare, tokenizer_report, vocab
-from enc2gen.errors import Enc2genError, Interrupted
+from enc2gen.cli import add_language, align, classify, prepare, tokenizer_report, vocab
+from enc2gen.cli.bridge import is_bridge_recipe, listed, run_bridge
+from enc2gen.errors import ConfigError, Enc2genError, Interrupted
 
 if TYPE_CHECKING:
     from enc2gen.experiments.recipe import Recipe
@@ -57,8 +58,7 @@ def _load(
         overrides.append(f"output={output}")
     if seed is not None:
         overrides.append(f"seed={seed}")
-    tags = [tag.strip() for tag in (languages or "").split(",") if tag.strip()]
-    return load_recipe(path, overrides, languages=tags)
+    return load_recipe(path, overrides, languages=listed(languages))
 
 
 def _run(recipe: Recipe, overwrite: bool, stage: str) -> None:
@@ -97,8 +97,21 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Of a bridge recipe: train and test BRIDGE or BRIDGE:SEED alone. Repeatable."),
+    ] = None,
 ) -> None:
-    """Carry out a recipe: prepare, adapt, build, pretrain, finetune, evaluate, report. Finished stages are kept."""
+    """Carry out a recipe: prepare, adapt, build, pretrain, finetune, evaluate, report. Finished stages are kept.
+
+    Bridge recipes (kind: bridge) train and compare bridges between an encoder and an LLM. Start the same command in
+    several terminals, and they share the work.
+    """
+    if is_bridge_recipe(recipe):
+        run_bridge(recipe, languages, settings, output, seed, overwrite, dry_run, only, console)
+        return
+    if only:
+        raise ConfigError("this recipe has no bridges", where="--only", remedy="leave --only out")
     loaded = _load(recipe, languages, settings, output, seed)
     if dry_run:
         from enc2gen.cli.plan import print_plan
@@ -196,6 +209,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 tokenizer_report.register(app)
 vocab.register(app)
 add_language.register(app)
+classify.register(app)
+align.register(app)
 
 
 def _quiet_libraries() -> None:

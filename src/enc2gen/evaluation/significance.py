@@ -103,7 +103,7 @@ def mean_statistics(values: Floats, signature: str = "") -> Statistics:
     return Statistics(rows, lambda sums: sums[:, 0] / sums[:, 1], signature)
 
 
-def _weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
+def resampling_weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each sentence was drawn, in chunks of `[resamples, n]`; the chunk size changes nothing."""
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_ELEMENTS // n)
@@ -122,10 +122,25 @@ def _check(n: int, resamples: int, confidence: float) -> None:
         raise ConfigError(f"confidence is {confidence}", remedy="give a share between 0 and 1, such as 0.95")
 
 
-def _interval(samples: Floats, confidence: float) -> tuple[float, float]:
+def interval(samples: Floats, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval of resampled scores, `[resamples]`."""
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(samples, [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def difference(observed: float, samples: Floats, *, n: int, confidence: float = CONFIDENCE) -> PairedDifference:
+    """The observed difference of two systems with interval and p-value from resampled differences, `[resamples]`.
+
+    The p-value is two-sided: the share of resamples whose difference, centred on its mean, is at least as
+    large as the observed one (Riezler and Maxwell 2005, W05-0908), with one added to both counts.
+    """
+    # Exact zeros on both sides (identical systems) must count as "at least as large" despite rounding.
+    extreme = np.abs(samples - samples.mean()) >= abs(observed) - 1e-9
+    low, high = interval(samples, confidence)
+    return PairedDifference(
+        value=observed, low=low, high=high, p_value=float((extreme.sum() + 1) / (len(samples) + 1)), n=n
+    )
 
 
 def bootstrap_scores(statistics: Statistics, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -134,7 +149,7 @@ def bootstrap_scores(statistics: Statistics, *, resamples: int = RESAMPLES, seed
     The draw depends on `seed` and the number of sentences only, so two systems get the same test sets.
     """
     _check(len(statistics), resamples, CONFIDENCE)
-    chunks = _weights(len(statistics), resamples, seed)
+    chunks = resampling_weights(len(statistics), resamples, seed)
     return np.concatenate([statistics.aggregate(weights @ statistics.rows) for weights in chunks])
 
 
@@ -148,7 +163,7 @@ def bootstrap_interval(
         ConfigError: `resamples` below 1, or `confidence` outside (0, 1).
     """
     _check(len(statistics), resamples, confidence)
-    return _interval(bootstrap_scores(statistics, resamples=resamples, seed=seed), confidence)
+    return interval(bootstrap_scores(statistics, resamples=resamples, seed=seed), confidence)
 
 
 def paired_bootstrap(
@@ -160,9 +175,6 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> PairedDifference:
     """Compare two systems on the same sentences, each resample scoring both on the same draw.
-
-    The p-value is two-sided: the share of resamples whose difference, centred on its mean, is at least as
-    large as the observed one (Riezler and Maxwell 2005, W05-0908), with one added to both counts.
 
     Raises:
         DataError: different numbers of sentences, or none.
@@ -183,9 +195,4 @@ def paired_bootstrap(
     samples = bootstrap_scores(first, resamples=resamples, seed=seed) - bootstrap_scores(
         second, resamples=resamples, seed=seed
     )
-    # Exact zeros on both sides (identical systems) must count as "at least as large" despite rounding.
-    extreme = np.abs(samples - samples.mean()) >= abs(observed) - 1e-9
-    low, high = _interval(samples, confidence)
-    return PairedDifference(
-        value=observed, low=low, high=high, p_value=float((extreme.sum() + 1) / (resamples + 1)), n=len(first)
-    )
+    return difference(observed, samples, n=len(first), confidence=confidence)

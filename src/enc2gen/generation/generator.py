@@ -17,7 +17,7 @@ import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_tokenizer
-from enc2gen.errors import CheckpointError, LanguageError, ModelError
+from enc2gen.errors import CheckpointError, Enc2genError, LanguageError, ModelError
 from enc2gen.tokenization.tokenizer import TextCodec
 
 
@@ -61,6 +61,8 @@ class Generator:
         ModelError: model and tokenizer do not belong together.
     """
 
+    codec: Any  # of this class a TextCodec; what it encodes, only the class that owns it looks into
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_source_length: int | None = None
     ) -> None:
@@ -72,17 +74,21 @@ class Generator:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> Generator:
-        """Load a saved model and its tokenizer from a folder or the Hub.
+        """Load a saved model and its tokenizer from a folder or the Hub; a bridge becomes a `BridgeGenerator`.
 
         Raises:
             CheckpointError: not a model of this kind, or truncated.
         """
+        from enc2gen.generation.bridge_generator import BridgeGenerator  # a subclass of this one
+
         name = os.fspath(path)
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
         if not Path(name).exists() and name.count("/") != 1:
             raise CheckpointError("there is no such model folder", where=name, remedy="check the path")
         try:
             model, info = AutoModelForSeq2SeqLM.from_pretrained(name, output_loading_info=True)
+        except Enc2genError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
@@ -96,8 +102,10 @@ class Generator:
                 where=name,
                 remedy="save the model again; its weights are incomplete",
             )
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(target), load_tokenizer(name))
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if model.config.model_type == "enc2gen-bridge":
+            return BridgeGenerator(model)
+        return cls(model, load_tokenizer(name))
 
     def source_language(self, given: str | None) -> str | None:
         """The language of sources: as given, or the model's default."""
@@ -105,8 +113,8 @@ class Generator:
             return self._known(given, "source_language")
         return getattr(self.model.config, "default_source_language", None)
 
-    def target_language(self, given: str | None) -> str:
-        """The language to write: as given, or the model's default."""
+    def target_language(self, given: str | None) -> str | None:
+        """The language to write: as given, or the model's default; None in a model without languages."""
         given = given or getattr(self.model.config, "default_target_language", None)
         if given is None:
             raise LanguageError(
@@ -150,8 +158,8 @@ class Generator:
         """
         config = config or DecodingConfig()
         target, source = self.target_language(target_language), self.source_language(source_language)
-        encoded = self.codec.encode_sources(list(texts), source)
-        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(encoded[i]))
+        encoded = self._encode(list(texts), source)
+        order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -self._length(encoded[i]))
         outputs, arguments = [""] * len(texts), config.arguments()
         if seed is not None:
             torch.manual_seed(seed)
@@ -164,16 +172,34 @@ class Generator:
                 on_batch(start + len(chosen))
         return outputs
 
-    def _decode(self, sources: list[list[int]], target: str, arguments: dict[str, Any]) -> list[list[int]]:
-        """Output ids without the language token, for sources padded to one batch."""
-        pad = int(self.model.config.pad_token_id)
-        width = max(map(len, sources))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in sources], device=self.model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources], device=self.model.device)
+    def _encode(self, texts: Sequence[str], source_language: str | None) -> list[Any]:
+        """What the model reads of each text."""
+        return self.codec.encode_sources(texts, source_language)
+
+    def _length(self, encoded: Any) -> int:
+        """Source tokens of an encoded text, by which batches are sorted."""
+        return len(encoded)
+
+    def _decode(self, sources: Sequence[Any], target: str | None, arguments: dict[str, Any]) -> list[list[int]]:
+        """Output ids, without what the decoder was given to start from, for sources padded to one batch."""
+        ids, mask = pad_rows(sources, int(self.model.config.pad_token_id), self.model.device)
         output: Any = self.model.generate(
-            input_ids=ids, attention_mask=mask, decoder_start_token_id=self.languages[target], **arguments
+            input_ids=ids, attention_mask=mask, decoder_start_token_id=self.languages[cast(str, target)], **arguments
         )
         return output[:, 1:].tolist()
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask of `rows`, both `[rows, longest]`, padded on the right or the left."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, place], mask[index, place] = torch.tensor(row, dtype=torch.long), 1
+    return ids.to(device), mask.to(device)
 
 
 def _positions(model: PreTrainedModel) -> int:
