@@ -158,7 +158,8 @@ def test_the_seed_decides_and_the_global_generator_stays() -> None:
 def test_wrong_names_and_options_are_explained() -> None:
     with pytest.raises(ConfigError, match=r"unknown mapper 'linaer'(.|\n)*did you mean 'linear'"):
         build_mapper("linaer", encoder_size=4, llm_size=4)
-    with pytest.raises(ConfigError, match=r"unknown option 'width'(.|\n)*options: feature_dropout, hidden_size, activation, sentence"):
+    known = "feature_dropout, hidden_size, activation, sentence"
+    with pytest.raises(ConfigError, match=rf"unknown option 'width'(.|\n)*options: {known}"):
         build_mapper("mlp", encoder_size=4, llm_size=4, width=3)
     with pytest.raises(ConfigError, match=r"sentence=1\.5"):
         build_mapper("linear", encoder_size=4, llm_size=4, sentence=1.5)

@@ -12,7 +12,7 @@ from enc2gen.errors import ConfigError
 from enc2gen.experiments.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not path.name.startswith("bridge-"))
 
 
 def content() -> dict[str, Any]:

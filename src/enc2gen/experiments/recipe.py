@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -235,7 +235,7 @@ class Recipe(_Section):
             return EncoderConfig(**_merge(self.encoder.model_dump(), own)) if own else self.encoder
         except ValidationError as error:
             raise ValueError(
-                "; ".join(f"systems.{name}.encoder.{line}" for line in _problems(error, EncoderConfig))
+                "; ".join(f"systems.{name}.encoder.{line}" for line in problems(error, EncoderConfig))
             ) from error
 
     def variant(self, name: str) -> str:
@@ -265,7 +265,7 @@ class Recipe(_Section):
             return TrainingConfig(**{**section.training.model_dump(), "seed": self.seed, **own})
         except ValidationError as error:
             raise ValueError(
-                "; ".join(f"systems.{name}.{stage}.{line}" for line in _problems(error, TrainingConfig))
+                "; ".join(f"systems.{name}.{stage}.{line}" for line in problems(error, TrainingConfig))
             ) from error
 
 
@@ -289,6 +289,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: S
     Raises:
         ConfigError: file missing or not YAML, or fields unknown, missing or invalid: all are listed.
     """
+    content = read_content(path, overrides)
+    if content.get("kind") == "bridge":
+        raise ConfigError(
+            "this is a bridge recipe, which is carried out as a whole", where=str(path), remedy=f"enc2gen run {path}"
+        )
+    if languages:
+        content["languages"] = list(languages)
+    return validated(Recipe, content, path)
+
+
+def read_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The YAML mapping in a file, with `section.key=value` settings on top; raises as :func:`load_recipe`."""
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -304,12 +316,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, languages: S
         )
     for override in overrides:
         _override(content, override)
-    if languages:
-        content["languages"] = list(languages)
+    return content
+
+
+RecipeT = TypeVar("RecipeT", bound=BaseModel)
+
+
+def validated(model: type[RecipeT], content: Mapping[str, Any], path: str | Path) -> RecipeT:
+    """The recipe that `content`, read from `path`, describes; `ConfigError` with every problem if there are any."""
     try:
-        return Recipe(**content)
+        return model(**content)
     except ValidationError as error:
-        raise ConfigError(_all_problems(error), where=str(path), remedy="correct these fields and run again") from error
+        lines = problems(error, model)
+        listed = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}\n  " + "\n  ".join(lines)
+        raise ConfigError(listed, where=str(path), remedy="correct these fields and run again") from error
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -337,13 +357,7 @@ def _override(content: dict[str, Any], override: str) -> None:
             node = node[place] if isinstance(place, int) else node.setdefault(place, {})
 
 
-def _all_problems(error: ValidationError) -> str:
-    lines = _problems(error, Recipe)
-    count = len(lines)
-    return f"{count} problem{'s' if count > 1 else ''}\n  " + "\n  ".join(lines)
-
-
-def _problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each problem with its place in `model`, and the closest name for an unknown field."""
     lines = []
     for problem in error.errors():

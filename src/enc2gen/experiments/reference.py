@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from enc2gen.data.tasks import TASKS
 from enc2gen.evaluation.metrics import METRICS
+from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.recipe import Recipe
 from enc2gen.models.baselines import PRESETS
 
@@ -28,6 +29,7 @@ def reference() -> str:
     ]
     seen: set[type[BaseModel]] = set()
     _section("recipe", Recipe, lines, seen)
+    _section("bridge recipe", BridgeRecipe, lines, seen)
     for name in TASKS:
         _section(f"fields of the task {name}", TASKS.get(name).config_class, lines, seen)
     lines += ["## Names", "", f"- metrics: {', '.join(f'`{name}`' for name in METRICS)}"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -153,7 +155,8 @@ def _read(auto_class: Any, gguf: Path, **options: Any) -> Any:
             remedy='pip install "enc2gen[bridge]"',
         )
     try:
-        return auto_class.from_pretrained(str(gguf.parent), gguf_file=gguf.name, **options)
+        with redirect_stderr(io.StringIO()):  # transformers draws a bar that nothing switches off
+            return auto_class.from_pretrained(str(gguf.parent), gguf_file=gguf.name, **options)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
+from transformers import PreTrainedModel
 
 from enc2gen.data.batching import BatchingConfig, BatchStream, EncodedExample
 from enc2gen.data.bridge import bridge_evaluation_batches, collate_bridge
@@ -93,7 +94,7 @@ def train_bridge(
         raise DataError("there is no example to train the bridge on", remedy="check the task's data")
     if cache is not None and tuning.encoder != "frozen":
         raise ConfigError("an encoder that learns has no fixed states to cache", where="tuning.encoder")
-    encoder_pad, llm_pad = model.config.encoder_pad_token_id, model.config.pad_token_id
+    encoder_pad, llm_pad = cast(int, model.config.encoder_pad_token_id), cast(int, model.config.pad_token_id)
 
     def collated(examples: Sequence[Any], _: int) -> Any:
         return collate_bridge(examples, encoder_pad, llm_pad, cache=cache)
@@ -138,7 +139,7 @@ def _learning(model: BridgeForConditionalGeneration, tuning: TuningConfig, seed:
 
     What has learnt keeps its `requires_grad`, which is how the model knows which weights to save.
     """
-    halves: dict[str, tuple[nn.Module, Tuning]] = {
+    halves: dict[str, tuple[PreTrainedModel, Tuning]] = {
         "encoder": (model.encoder, tuning.encoder),
         "llm": (model.llm, tuning.llm),
     }

@@ -1,0 +1,1 @@
+"""Bridge experiments: recipes of `kind: bridge`, from frozen encoder and LLM to tables per language."""

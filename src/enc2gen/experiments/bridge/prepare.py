@@ -1,0 +1,246 @@
+"""Stage `prepare` of a bridge recipe: read the task and the pairs, split them, write them down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import enc2gen.data.name_kinds  # noqa: F401  registers a task
+from enc2gen import __version__
+from enc2gen.corpora.builtin import split_of
+from enc2gen.corpora.readers import read_records
+from enc2gen.data.classification import CLASSIFICATION_TASKS, ClassificationTask, LabelledText, balanced, label_names
+from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
+from enc2gen.data.tasks import build_task
+from enc2gen.errors import ConfigError, DataError
+from enc2gen.experiments.bridge.recipe import (
+    BridgeRecipe,
+    CodeSwitchedSection,
+    PairsSection,
+    StageSection,
+    TaskSection,
+    TaskTextsSection,
+)
+from enc2gen.experiments.prepare import fingerprint
+from enc2gen.experiments.recipe import problems
+from enc2gen.experiments.workspace import Workspace
+from enc2gen.training.checkpoint import writing
+
+SPLITS = ("train", "dev", "test")
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """What the encoder reads and what the LLM should write. `group` names the set it is scored in, such as "kk-en"."""
+
+    source: str
+    target: str
+    group: str
+    references: tuple[str, ...] = ()
+
+
+class PreparedBridgeData:
+    """What `prepare` wrote.
+
+    Args:
+        workspace: of the run.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.folder = workspace.data
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Labels of the task, languages and counts."""
+        found: dict[str, Any] = self.workspace.read_json(self.folder / "summary.json")
+        return found
+
+    def texts(self, split: str) -> list[LabelledText]:
+        """The task's texts of `train`, `dev` or `test`."""
+        return [LabelledText(**row) for row in _read(self.folder / "task" / f"{split}.jsonl")]
+
+    def pairs(self, stage: str, split: str) -> list[TextPair]:
+        """A stage's own pairs (parallel or code-switched) of `train`, `dev` or `test`."""
+        rows = _read(self.folder / "stages" / stage / f"{split}.jsonl")
+        return [TextPair(**{**row, "references": tuple(row["references"])}) for row in rows]
+
+    def tests(self, recipe: BridgeRecipe) -> dict[str, list[TextPair]]:
+        """Held-out pairs of all stages, by group."""
+        found: dict[str, list[TextPair]] = {}
+        for stage in recipe.stages:
+            for pair in self.pairs(stage.name, "test"):
+                found.setdefault(pair.group, []).append(pair)
+        return {group: pairs[: recipe.evaluate.limit] for group, pairs in sorted(found.items())}
+
+
+def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
+    """Everything that decides what `prepare` writes."""
+    task = recipe.task
+    named = [data.path for stage in recipe.stages for data in stage.data if not isinstance(data, TaskTextsSection)]
+    lexicons = [
+        data.lexicon.format(language=tag)
+        for stage in recipe.stages
+        for data in stage.data
+        if isinstance(data, CodeSwitchedSection)
+        for tag in data.languages
+    ]
+    return {
+        "version": __version__,
+        "seed": recipe.seeds[0],
+        "task": task.model_dump(mode="json") if task else None,
+        "stages": {stage.name: [data.model_dump(mode="json") for data in stage.data] for stage in recipe.stages},
+        "files": fingerprint(*named, *lexicons, *([task.path] if task and task.path else [])),
+    }
+
+
+def training_digest(recipe: BridgeRecipe, workspace: Workspace) -> str:
+    """sha256 of what is trained and validated on, so that another choice of test languages repeats no training."""
+    found = hashlib.sha256()
+    stages = workspace.data / "stages"
+    for folder in (workspace.data / "task", *(stages / stage.name for stage in recipe.stages)):
+        for split in ("train", "dev"):
+            path = folder / f"{split}.jsonl"
+            found.update(path.read_bytes() if path.exists() else b"none")
+            found.update(b"\0")
+    return found.hexdigest()
+
+
+def prepare(recipe: BridgeRecipe, workspace: Workspace, log: Log) -> None:
+    """Write `data/task/*.jsonl`, `data/stages/NAME/*.jsonl` and `data/summary.json`.
+
+    Raises:
+        DataError: data are missing or empty, or nothing is left to train on or test with.
+    """
+    summary: dict[str, Any] = {"labels": [], "languages": [], "train_languages": [], "counts": {}}
+    if recipe.task is not None:
+        summary |= _prepare_task(recipe.task, workspace)
+        log("task: " + ", ".join(f"{split} {count:,}" for split, count in summary["counts"].items()))
+    for stage in recipe.stages:
+        pairs = _stage_pairs(stage, recipe, workspace)
+        for split in SPLITS:
+            _write(workspace.data / "stages" / stage.name / f"{split}.jsonl", map(asdict, pairs[split]))
+        counts = {split: dict(Counter(pair.group for pair in pairs[split])) for split in SPLITS}
+        summary["counts"][stage.name] = counts
+        for group, count in counts["train"].items():
+            held_out = f"{counts['dev'].get(group, 0):,} dev, {counts['test'].get(group, 0):,} test"
+            log(f"{stage.name}, {group}: {count:,} pairs to train on; {held_out}")
+    workspace.write_json(workspace.data / "summary.json", summary)
+
+
+def task_of(section: TaskSection) -> ClassificationTask:
+    """The task that a recipe names, with its options.
+
+    Raises:
+        ConfigError: an option is unknown or not valid.
+    """
+    task = CLASSIFICATION_TASKS.get(section.name)
+    try:
+        return type(task)(**{**task.model_dump(), **section.options})
+    except ValidationError as error:
+        lines = "; ".join(problems(error, type(task)))
+        raise ConfigError(lines, where="task.options", remedy="correct these options") from error
+
+
+def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:
+    task, path = task_of(section), section.path
+    wanted = section.languages or task.available_languages(path)
+    if not wanted:
+        raise ConfigError("the languages of these data are not known", where="task.languages", remedy="name them")
+    rows: dict[str, list[LabelledText]] = {"train": [], "dev": [], "test": []}
+    for language in section.train_languages:
+        texts = task.load(language, "train", path)
+        rows["train"] += texts if section.limit is None else balanced(texts, section.limit)
+        rows["dev"] += task.load(language, "dev", path)
+    for language in dict.fromkeys([*section.train_languages, *wanted]):
+        rows["test"] += task.load(language, "test", path)
+    labels = task.labels or label_names(rows["train"])
+    if unseen := sorted({row.label for row in rows["test"]} - set(labels)):
+        raise DataError(f"the test data have labels that training lacks: {unseen}", where=f"task {section.name}")
+    for split, found in rows.items():
+        _write(workspace.data / "task" / f"{split}.jsonl", map(asdict, found))
+    return {
+        "labels": list(labels),
+        "languages": list(dict.fromkeys(row.language for row in rows["test"])),
+        "train_languages": section.train_languages,
+        "counts": {split: len(found) for split, found in rows.items()},
+    }
+
+
+def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace) -> dict[str, list[TextPair]]:
+    """Pairs of a stage by split; empty for a stage that trains on the task alone."""
+    pairs: dict[str, list[TextPair]] = {split: [] for split in SPLITS}
+    for data in stage.data:
+        found = (
+            _parallel(data)
+            if isinstance(data, PairsSection)
+            else _code_switched(data, recipe, workspace)
+            if isinstance(data, CodeSwitchedSection)
+            else ()
+        )
+        before = len(pairs["train"])
+        for split, pair in found:
+            pairs[split].append(pair)
+        if not isinstance(data, TaskTextsSection) and len(pairs["train"]) == before:
+            raise DataError("no pair to train on", where=f"stages.{stage.name}", remedy="check path, fields, languages")
+    return pairs
+
+
+def _parallel(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
+    """Pairs with their split, which is a hash of the group of the pair: both directions lie on one side."""
+    task = build_task(data.task, data.fields)
+    kept: Counter[str] = Counter()
+    for example in task.examples(read_records(data.path, split=data.split), where=data.path):
+        split = split_of(example.group, dev_percent=data.dev_percent, test_percent=data.test_percent)
+        wanted = data.test_languages if split == "test" else data.languages
+        if wanted is not None and example.source_language not in wanted:
+            continue
+        group = f"{example.source_language}-{example.target_language}"
+        if split == "train":
+            kept[group] += 1
+            if data.limit is not None and kept[group] > data.limit:
+                continue
+        yield split, TextPair(example.source, example.target, group, example.references)
+
+
+def _code_switched(
+    data: CodeSwitchedSection, recipe: BridgeRecipe, workspace: Workspace
+) -> Iterator[tuple[str, TextPair]]:
+    """Code-switched English and the English it came from, for every text and language."""
+    lexicons = [
+        builtin_lexicon(tag) if data.lexicon == "builtin" else load_lexicon(data.lexicon.format(language=tag), tag)
+        for tag in data.languages
+    ]
+    for example in code_switched_examples(_english(data, workspace), lexicons, data.rate, recipe.seeds[0]):
+        pair = TextPair(example.source, example.target, f"{example.source_language}-en", example.references)
+        yield split_of(example.group, dev_percent=data.dev_percent, test_percent=0), pair
+
+
+def _english(data: CodeSwitchedSection, workspace: Workspace) -> Sequence[str]:
+    if data.path == "task":
+        rows: Iterable[dict[str, Any]] = _read(workspace.data / "task" / "train.jsonl")
+    else:
+        rows = islice(read_records(data.path, split=data.split, columns=[data.field]), data.limit)
+    field = "text" if data.path == "task" else data.field
+    return [text for row in rows if (text := str(row[field] or "").strip())][: data.limit]
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path.write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8", errors="surrogatepass")
+    return [json.loads(line) for line in text.split("\n") if line]

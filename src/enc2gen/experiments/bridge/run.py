@@ -1,0 +1,291 @@
+"""Carry out a bridge recipe: prepare -> search -> train -> evaluate -> analyse -> report, every piece cached.
+
+Several processes may be started on one recipe: they share its folder, and each takes the next piece of work.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import transformers
+from rich.console import Console
+
+from enc2gen.errors import ConfigError, OutputError
+from enc2gen.experiments.bridge import systems
+from enc2gen.experiments.bridge.analysis import analyse_bridge, analyse_encoder, weighs_layers
+from enc2gen.experiments.bridge.evaluate import evaluate_bridge, evaluate_control
+from enc2gen.experiments.bridge.prepare import data_key, prepare, training_digest
+from enc2gen.experiments.bridge.recipe import BridgeRecipe
+from enc2gen.experiments.bridge.report import print_results, write_report
+from enc2gen.experiments.bridge.results import collect
+from enc2gen.experiments.bridge.sharing import Unit, carry_out
+from enc2gen.experiments.bridge.systems import Parts, Step
+from enc2gen.experiments.prepare import fingerprint
+from enc2gen.experiments.recipe import digest
+from enc2gen.experiments.workspace import Workspace
+
+
+class BridgeRun:
+    """One run of a bridge recipe in its folder.
+
+    Args:
+        recipe: what to do.
+        console: where progress goes.
+        overwrite: replace training that was done with other settings.
+        only: train and test these bridges alone, each as NAME or NAME:SEED, and write no report; what other processes
+            do of the same recipe is waited for where it is needed.
+
+    Raises:
+        ConfigError: `only` names something that the recipe does not have.
+        OutputError: the folder is not a run, or cannot be written.
+    """
+
+    def __init__(
+        self, recipe: BridgeRecipe, console: Console, *, overwrite: bool = False, only: Sequence[str] = ()
+    ) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "a bridge recipe is not launched by accelerate or torchrun",
+                remedy="start the plain command several times: the processes share the work",
+            )
+        self.recipe, self.console = recipe, console
+        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
+        self.chosen = _chosen(recipe, only)
+        self.partial = bool(only)
+        self.workspace = _open(recipe, overwrite)
+        self.parts = Parts(recipe)
+
+    def run(self) -> Path:
+        """Do everything that is not done; returns the folder.
+
+        Raises:
+            Interrupted: saved, and to be continued by running again.
+        """
+        self.workspace.record_recipe()
+        self._carry_out(lambda: [Unit("prepare", self._prepare_key, self._prepare, folder=self.workspace.data)])
+        self._carry_out(self._units)
+        if not self.partial:
+            self._carry_out(lambda: [Unit("report", self._report_key, self._report)])
+            self.console.rule("[bold]results", align="left")
+            print_results(self.workspace.read_json(self.workspace.root / "results.json"), self.console)
+        return self.workspace.root
+
+    def log(self, message: str) -> None:
+        """One line for the user."""
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def _carry_out(self, units: Callable[[], list[Unit]]) -> None:
+        carry_out(units, self.workspace, self.log, lambda name: self.console.rule(f"[bold]{name}", align="left"))
+
+    def _units(self) -> list[Unit]:
+        """Everything between `prepare` and `report` that is known by now, in the order in which it is best done."""
+        found = [self._train_unit(step) for name in self.chosen for step in self._search_steps(name)]
+        for name, seeds in self.chosen.items():
+            if self._searched(name):
+                found += [unit for seed in seeds for unit in self._bridge_units(name, seed)]
+        if not self.partial:
+            found += self._other_units()
+        return list({unit.name: unit for unit in found}.values())
+
+    # Keys
+
+    def _prepare_key(self) -> str:
+        return digest({"stage": "prepare", **data_key(self.recipe)})
+
+    @cached_property
+    def _data(self) -> str:
+        return training_digest(self.recipe, self.workspace)
+
+    @cached_property
+    def _models(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "encoder": recipe.encoder.model_dump(mode="json", exclude={"hidden_states"}),
+            "llm": recipe.llm.model_dump(mode="json"),
+            "files": fingerprint(recipe.encoder.name, recipe.llm.name),
+        }
+
+    def _step_key(self, step: Step) -> str:
+        recipe, stage = self.recipe, step.stage
+        parts = {"fusion", "fusion_options", "mapper", "mapper_options", "aligner", "end_vector", "prompt"}
+        return digest(
+            {
+                "stage": step.name,
+                "models": self._models,
+                "bridge": recipe.bridges[step.bridge].model_dump(mode="json", include=parts),
+                "hidden_states": recipe.hidden_states(step.bridge).model_dump(mode="json"),
+                "tuning": recipe.tuning(step.bridge, stage).model_dump(mode="json"),
+                "section": stage.model_dump(mode="json", exclude={"training", "data", "tuning"}),
+                "uses": [data.source for data in stage.data],
+                "training": recipe.training(step.bridge, stage, step.seed, step.rate).identity(),
+                "max_target_length": recipe.max_target_length,
+                "data": self._data,
+                "before": self._step_key(step.before) if step.before else None,
+            }
+        )
+
+    def _test_key(self) -> dict[str, Any]:
+        settings = {"resamples", "metrics", "decoding", "limit"}
+        return {
+            "prepare": self._prepare_key(),
+            "evaluate": self.recipe.evaluate.model_dump(mode="json", include=settings),
+            "max_target_length": self.recipe.max_target_length,
+        }
+
+    def _report_key(self) -> str:
+        stages = sorted(path for path in (self.workspace.root / "stages").glob("*.json") if path.stem != "report")
+        done = {path.stem: self.workspace.key(path.stem) for path in stages}
+        return digest({"recipe": self.recipe.model_dump(mode="json", exclude={"output"}), "stages": done})
+
+    # Search
+
+    def rate(self, bridge: str) -> float | None:
+        """The chosen learning rate; none where there was nothing to choose.
+
+        Raises:
+            CheckpointError: the search is not finished.
+        """
+        searched = self.recipe.searched(bridge)
+        if searched is None:
+            return None
+        losses = {rate: self._search_loss(bridge, rate) for rate in searched[1]}
+        return min(losses, key=lambda rate: (losses[rate], rate))
+
+    def _search_loss(self, bridge: str, rate: float) -> float:
+        last = systems.steps(self.recipe, bridge, self.recipe.seeds_of(bridge)[0], rate)[-1]
+        loss = self.workspace.read_json(last.folder(self.workspace) / "result.json")["best_loss"]
+        return float("inf") if loss is None else float(loss)
+
+    def _search_steps(self, bridge: str) -> Iterator[Step]:
+        searched = self.recipe.searched(bridge)
+        for rate in searched[1] if searched else ():
+            yield from systems.steps(self.recipe, bridge, self.recipe.seeds_of(bridge)[0], rate)
+
+    def _searched(self, bridge: str) -> bool:
+        return all(self._step_done(step) for step in self._search_steps(bridge))
+
+    # Units of one bridge
+
+    def _step_done(self, step: Step) -> bool:
+        return self.workspace.done(step.name, self._step_key(step))
+
+    def _train_unit(self, step: Step) -> Unit:
+        return Unit(
+            step.name,
+            partial(self._step_key, step),
+            partial(systems.train_step, self.recipe, self.workspace, self.parts, step, self.log),
+            ready=lambda: step.before is None or self._step_done(step.before),
+            folder=step.folder(self.workspace),
+        )
+
+    def _last(self, bridge: str, seed: int) -> Step:
+        return systems.steps(self.recipe, bridge, seed, self.rate(bridge))[-1]
+
+    def _bridge_units(self, bridge: str, seed: int) -> list[Unit]:
+        """Training at the chosen rate, testing, and for the first seed analysis and publication."""
+        found = [self._train_unit(step) for step in systems.steps(self.recipe, bridge, seed, self.rate(bridge))]
+        found.append(self._after(f"evaluate-{bridge}-seed{seed}", bridge, seed, self._evaluate, self._test_key))
+        if seed == self.recipe.seeds_of(bridge)[0]:
+            found.append(self._after(f"publish-{bridge}", bridge, seed, self._publish, dict))
+            if self.recipe.analysis.layer_weights and self.recipe.task and weighs_layers(self.recipe, bridge):
+                found.append(self._after(f"weights-{bridge}", bridge, seed, self._weights, self._analysis_key))
+        return found
+
+    def _after(self, name: str, bridge: str, seed: int, work: Any, settings: Any) -> Unit:
+        """Something to do with a trained bridge."""
+        return Unit(
+            name,
+            lambda: digest({"stage": name, "model": self._step_key(self._last(bridge, seed)), **settings()}),
+            lambda: work(self._last(bridge, seed)),
+            ready=lambda: self._step_done(self._last(bridge, seed)),
+        )
+
+    def _evaluate(self, step: Step) -> None:
+        evaluate_bridge(self.recipe, self.workspace, self.parts, step, self.log)
+
+    def _publish(self, step: Step) -> None:
+        systems.publish(self.recipe, self.workspace, self.parts, step)
+
+    def _weights(self, step: Step) -> None:
+        analyse_bridge(self.recipe, self.workspace, self.parts, step)
+
+    # The rest
+
+    def _analysis_key(self) -> dict[str, Any]:
+        return {"prepare": self._prepare_key(), "analysis": self.recipe.analysis.model_dump(mode="json")}
+
+    def _prepare(self) -> None:
+        prepare(self.recipe, self.workspace, self.log)
+
+    def _other_units(self) -> list[Unit]:
+        """Controls and what is known before training."""
+        recipe = self.recipe
+        models = {"models": self._models}
+        found = [
+            Unit(
+                f"control-{control}",
+                partial(self._key_of, f"control-{control}", {**models, **self._test_key()}),
+                partial(evaluate_control, recipe, self.workspace, self.parts, control, self.log),
+            )
+            for control in recipe.evaluate.controls
+        ]
+        if recipe.analysis.mexa and recipe.task is not None:
+            found.append(
+                Unit(
+                    "alignment",
+                    partial(self._key_of, "alignment", {**models, **self._analysis_key()}),
+                    partial(analyse_encoder, recipe, self.workspace, self.parts, self.log),
+                )
+            )
+        return found
+
+    @staticmethod
+    def _key_of(stage: str, settings: dict[str, Any]) -> str:
+        return digest({"stage": stage, **settings})
+
+    def _report(self) -> None:
+        last = {
+            bridge: [(seed, self._last(bridge, seed)) for seed in self.recipe.seeds_of(bridge)]
+            for bridge in self.recipe.bridges
+        }
+        search = {
+            bridge: {f"{rate:g}": self._search_loss(bridge, rate) for rate in found[1]}
+            for bridge in self.recipe.bridges
+            if (found := self.recipe.searched(bridge)) is not None
+        }
+        results = collect(self.recipe, self.workspace, last, search)
+        self.workspace.write_json(self.workspace.root / "results.json", results)
+        write_report(self.recipe, self.workspace, results)
+
+
+def _open(recipe: BridgeRecipe, overwrite: bool) -> Workspace:
+    """The run's folder; a process that has just made it may not have marked it as a run yet."""
+    try:
+        return Workspace(cast(Any, recipe), overwrite=overwrite)
+    except OutputError:
+        time.sleep(1.0)
+        return Workspace(cast(Any, recipe), overwrite=overwrite)
+
+
+def _chosen(recipe: BridgeRecipe, only: Sequence[str]) -> dict[str, list[int]]:
+    """Bridge -> seeds that this process sees to."""
+    if not only:
+        return {name: recipe.seeds_of(name) for name in recipe.bridges}
+    found: dict[str, list[int]] = {}
+    for entry in only:
+        name, colon, seed = entry.partition(":")
+        if name not in recipe.bridges:
+            raise ConfigError(f"no bridge {name!r}", where="--only", remedy=f"bridges: {', '.join(recipe.bridges)}")
+        seeds = recipe.seeds_of(name)
+        if colon and seed not in map(str, seeds):
+            raise ConfigError(
+                f"no seed {seed!r} of {name}", where="--only", remedy=f"seeds: {', '.join(map(str, seeds))}"
+            )
+        found[name] = sorted({*found.get(name, []), *([int(seed)] if colon else seeds)})
+    return found

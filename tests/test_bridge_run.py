@@ -1,0 +1,302 @@
+"""A whole bridge recipe on tiny random halves: search, seeds, cache, sharing, results.json, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from conftest import tiny_encoder, tiny_tokenizer
+from enc2gen.errors import ConfigError, DataError, OutputError
+from enc2gen.experiments.bridge import sharing
+from enc2gen.experiments.bridge.recipe import BridgeRecipe, load_bridge_recipe
+from enc2gen.experiments.bridge.run import BridgeRun
+from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
+
+CYRILLIC = dict(zip("abcdefgh", "абвгдежз", strict=True))
+
+
+def tiny_llm(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def write_task(folder: Path) -> Path:
+    """Words of two kinds in two languages; the kind is the first letter. Item i is a translation of item i."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("dev", 8), ("test", 12)):
+        words = ["".join(rng.choice(list("cdefgh"), 3)) for _ in range(count)]
+        rows = [("ab"[i % 2] + word, "ab"[i % 2]) for i, word in enumerate(words)]
+        for language in ("en", "kk", "mn"):
+            lines = ["id\ttext\tlabel"]
+            for number, (word, label) in enumerate(rows):
+                text = word if language == "en" else "".join(CYRILLIC[letter] for letter in word)
+                lines.append(f"{split}{number}\t{text}\t{label}")
+            (folder / language).mkdir(parents=True, exist_ok=True)
+            (folder / language / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    for name, model in (("encoder", tiny_encoder()), ("llm", tiny_llm())):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    training = {
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "eval_every": 2,
+        "save_every": 2,
+        "precision": "fp32",
+        "tensorboard": False,
+        "progress": False,
+    }
+    return {
+        "kind": "bridge",
+        "name": "tiny",
+        "output": str(tmp_path / "run"),
+        "seeds": [0, 1],
+        "encoder": {"name": str(tmp_path / "encoder"), "max_length": 32},
+        "llm": {"name": str(tmp_path / "llm")},
+        "task": {"name": "tsv", "path": str(write_task(tmp_path / "task")), "train_languages": ["en"]},
+        "bridges": {"last": {}, "global": {"fusion": "global"}},
+        "stages": [{"name": "task", "data": [{"source": "task"}], "training": training}],
+        "search": {"learning_rates": [1e-3, 1e-2]},
+        "evaluate": {"methods": ["likelihood", "generation"], "resamples": 100, "batch_size": 8},
+        "analysis": {"sentences": 10},
+    }
+
+
+def load(tmp_path: Path, content: dict[str, Any]) -> BridgeRecipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return load_bridge_recipe(path)
+
+
+def console() -> Console:
+    return Console(record=True, width=100, force_terminal=False)
+
+
+def run(tmp_path: Path, content: dict[str, Any], **options: Any) -> tuple[Path, str]:
+    screen = console()
+    root = BridgeRun(load(tmp_path, content), screen, **options).run()
+    return root, screen.export_text()
+
+
+def test_a_run_leaves_results_report_and_models_and_is_cached(tmp_path: Path, content: dict[str, Any]) -> None:
+    root, _ = run(tmp_path, content)
+    results = json.loads((root / "results.json").read_text())
+    assert results["languages"] == ["en", "kk", "mn"] and results["parallel"] and results["reference"] == "last"
+    for bridge in results["bridges"].values():
+        assert bridge["seeds"] == [0, 1] and set(bridge["accuracy"]) == {"likelihood", "generation"}
+        kazakh = bridge["accuracy"]["likelihood"]["languages"]["kk"]
+        assert np.array(kazakh["correct"]).shape == (2, 12) and set(np.ravel(kazakh["correct"])) <= {0, 1}
+        assert kazakh["value"] == pytest.approx(100 * np.mean(kazakh["correct"]))
+        assert kazakh["low"] <= kazakh["value"] <= kazakh["high"]
+        groups = bridge["accuracy"]["likelihood"]["groups"]
+        others = [np.mean(bridge["accuracy"]["likelihood"]["languages"][tag]["correct"]) for tag in ("kk", "mn")]
+        assert groups["transfer"]["value"] == pytest.approx(100 * np.mean(others))
+        assert groups["non-Latin"] == groups["transfer"] and set(groups) == {"transfer", "non-Latin", "Cyrl"}
+    assert results["bridges"]["global"]["parameters"] == results["bridges"]["last"]["parameters"] + 4 + 1
+    assert results["bridges"]["last"]["parameters"] == 24 * 16 + 16 + 16
+    assert set(results["controls"]) == {"majority", "probe", "llm_alone"}
+    assert results["controls"]["majority"]["accuracy"]["languages"]["kk"]["value"] == 50
+    assert set(results["paired"]["global"]) == {"last", "majority", "probe", "llm_alone"}
+    for losses in results["search"].values():
+        assert set(losses) == {"0.001", "0.01"}
+    assert {"table", "correlation"} <= set(results["alignment"])
+    html = (root / "report.html").read_text(encoding="utf-8")
+    assert "By language" in html and "<svg" in html and "linear probe" in html
+    assert "| Kazakh (kk) |" in (root / "results.md").read_text(encoding="utf-8")
+    assert (root / "figures" / "weights-global.png").exists()
+    model = BridgeForConditionalGeneration.from_pretrained(root / "models" / "global")
+    assert model.config.labels == ["a", "b"] and model.processor is not None
+    written = (root / "models" / "global" / "model.safetensors").stat().st_size
+    assert written < 4 * 1.2 * results["bridges"]["global"]["parameters"] + 4096, "the halves are saved, too"
+
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.safetensors")}
+    _, text = run(tmp_path, content)
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.safetensors")} == before
+    assert text.count("done before, kept") >= 14 and "training" not in text.lower().split("results")[0]
+
+
+def test_the_search_picks_the_least_loss_and_its_first_seed_is_not_trained_again(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    del content["bridges"]["global"]
+    root, text = run(tmp_path, content)
+    results = json.loads((root / "results.json").read_text())
+    losses = results["search"]["last"]
+    best = min(losses, key=losses.get)
+    assert results["bridges"]["last"]["learning_rate"] == float(best)
+    trained = sorted(p.parent.relative_to(root / "bridges").as_posix() for p in root.rglob("result.json"))
+    assert trained == sorted([*(f"last/seed0/task-lr{rate}" for rate in losses), f"last/seed1/task-lr{best}"])
+    assert text.count("4 steps, learning rate") == 3
+
+
+def test_two_processes_share_a_run_and_a_third_collects(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["evaluate"] |= {"methods": ["likelihood"], "controls": ["majority"]}
+    content["analysis"] = {"mexa": False, "layer_weights": False}
+    alone, _ = run(tmp_path, content | {"output": str(tmp_path / "alone")})
+    load(tmp_path, content)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_MAX_": "0"}
+    verb = [sys.executable, "-m", "enc2gen.cli.main", "run", str(tmp_path / "recipe.yaml")]
+    other = subprocess.Popen(
+        [*verb, "--only", "last"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    _, mine = run(tmp_path, content, only=["last:1", "global"])
+    outputs = [mine, other.communicate(timeout=120)[0].decode()]
+    assert other.returncode == 0, outputs
+    assert not (tmp_path / "run" / "results.json").exists()
+    trained = sum(output.count("4 steps, learning rate") for output in outputs)
+    assert trained == 6, "two rates and one more seed for each of two bridges, each trained once"
+    root, text = run(tmp_path, content)
+    assert "steps, learning rate" not in text
+    found = [json.loads((folder / "results.json").read_text())["bridges"] for folder in (alone, root)]
+    for name in ("last", "global"):
+        assert found[0][name]["accuracy"] == found[1][name]["accuracy"]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from enc2gen.training.trainer import Trainer
+
+    del content["bridges"]["global"], content["search"]
+    content |= {"seeds": [0], "analysis": {"mexa": False, "layer_weights": False}}
+    content["evaluate"] |= {"controls": []}
+    whole, _ = run(tmp_path, content | {"output": str(tmp_path / "whole")})
+    real, calls = Trainer._step, {"n": 0}
+
+    def failing(self: Trainer, step: int) -> tuple[float, float]:
+        calls["n"] += 1
+        if calls["n"] == 4:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, content)
+    root, _ = run(tmp_path, content)
+    weights = [next((r / "bridges").rglob("weights/model.safetensors")).read_bytes() for r in (whole, root)]
+    assert weights[0] == weights[1]
+
+
+def test_a_unit_that_another_process_holds_is_waited_for(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from enc2gen.training.runtime import locked_folder
+
+    recipe = BridgeRun(load(tmp_path, content), console())
+    done: list[str] = []
+    units = [sharing.Unit(name, lambda: "key", lambda name=name: done.append(name)) for name in ("first", "second")]  # type: ignore[misc]
+    lock = locked_folder(recipe.workspace.root / "locks" / "first")
+    lock.__enter__()
+    monkeypatch.setattr(sharing.time, "sleep", lambda _: lock.__exit__(None, None, None))
+    said: list[str] = []
+    sharing.carry_out(lambda: units, recipe.workspace, said.append, lambda _: None)
+    assert done == ["second", "first"] and "waiting for another process: first" in said
+
+
+def test_more_test_languages_repeat_no_training(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["bridges"]["global"], content["search"]
+    content |= {"seeds": [0], "analysis": {"mexa": False, "layer_weights": False}}
+    content["evaluate"] |= {"controls": []}
+    content["task"]["languages"] = ["kk"]
+    root, _ = run(tmp_path, content)
+    assert json.loads((root / "results.json").read_text())["languages"] == ["en", "kk"]
+    content["task"]["languages"] = ["kk", "mn"]
+    root, text = run(tmp_path, content)
+    assert "steps, learning rate" not in text
+    assert json.loads((root / "results.json").read_text())["languages"] == ["en", "kk", "mn"]
+
+
+def test_changed_settings_do_not_replace_training_unasked(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["bridges"]["global"], content["search"]
+    content |= {"seeds": [0], "analysis": {"mexa": False, "layer_weights": False}}
+    content["evaluate"] |= {"controls": []}
+    root, _ = run(tmp_path, content)
+    old = next(root.rglob("weights/model.safetensors")).read_bytes()
+    content["bridges"]["last"]["end_vector"] = "random"
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(tmp_path, content)
+    assert next(root.rglob("weights/model.safetensors")).read_bytes() == old
+    run(tmp_path, content, overwrite=True)
+    assert next(root.rglob("weights/model.safetensors")).read_bytes() != old
+
+
+def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[str, Any]) -> None:
+    lines = [
+        "src\ten",
+        *(f"{''.join(CYRILLIC[c] for c in w)}\t{w}" for w in ("ab" + x + y for x in "cdefgh" for y in "cdefgh")),
+    ]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fields = {"source": "src", "target": "en", "source_language": "kk", "target_language": "en"}
+    pairs = {"source": "pairs", "path": str(tmp_path / "pairs.tsv"), "fields": fields, "test_percent": 20}
+    alignment = {**content["stages"][0], "name": "alignment", "data": [pairs]}
+    content["stages"] = [alignment, content["stages"][0]]
+    content |= {
+        "seeds": [0],
+        "bridges": {
+            "aligned": {"mapper": "mlp", "aligner": {}, "hidden_states": {"normalise": "standardise"}},
+            "tuned": {"tuning": {"encoder": "full", "llm": "full"}, "stages": ["task"]},
+            "source": {"stages": ["task"], "prompt": "{source}"},
+        },
+    }
+    del content["search"]
+    content["evaluate"] = {"controls": ["llm_alone"], "metrics": ["exact-match"], "resamples": 100, "limit": 5}
+    root, _ = run(tmp_path, content)
+    results = json.loads((root / "results.json").read_text())
+    assert set(results["bridges"]["aligned"]["training"]["0"]) == {"alignment", "task"}
+    assert set(results["bridges"]["tuned"]["training"]["0"]) == {"task"}
+    assert results["bridges"]["aligned"]["pairs"]["kk-en"]["exact-match"]["seeds"][0]["n"] <= 5
+    assert results["controls"]["llm_alone"]["pairs"]["kk-en"]["exact-match"]["value"] == 0
+    encoder = {name: p for name, p in tiny_encoder().named_parameters()}
+    tuned = BridgeForConditionalGeneration.from_pretrained(root / "models" / "tuned")
+    assert any(not torch.equal(p, encoder[name]) for name, p in tuned.encoder.named_parameters())
+    aligned = BridgeForConditionalGeneration.from_pretrained(root / "models" / "aligned")
+    assert all(torch.equal(p, encoder[name]) for name, p in aligned.encoder.named_parameters())
+    source = BridgeForConditionalGeneration.from_pretrained(root / "models" / "source")
+    assert source.config.prompt == "{source}" and source.config.prompt_with_source
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [("lst", "no bridge 'lst'(?s:.)*bridges: last, global"), ("last:7", "no seed '7'(?s:.)*seeds: 0, 1")],
+)
+def test_only_names_what_there_is(tmp_path: Path, content: dict[str, Any], only: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BridgeRun(load(tmp_path, content), console(), only=[only])
+
+
+def test_bad_data_and_lengths(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["task"]["languages"] = ["kz"]
+    with pytest.raises(DataError, match="kz"):
+        run(tmp_path, content)
+    content["task"]["languages"] = ["kk"]
+    content["encoder"]["max_length"] = 65
+    with pytest.raises(ConfigError, match=r"max_length(?s:.)*64"):
+        run(tmp_path, content)
