@@ -256,7 +256,15 @@ def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[st
     (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     fields = {"source": "src", "target": "en", "source_language": "kk", "target_language": "en"}
     pairs = {"source": "pairs", "path": str(tmp_path / "pairs.tsv"), "fields": fields, "test_percent": 20}
-    alignment = {**content["stages"][0], "name": "alignment", "data": [pairs]}
+    # the same pairs as those of another language, which are only tested on
+    tested = {
+        **pairs,
+        "fields": {**fields, "source_language": "mn"},
+        "languages": [],
+        "test_percent": 98,
+        "dev_percent": 1,
+    }
+    alignment = {**content["stages"][0], "name": "alignment", "data": [pairs, tested]}
     content["stages"] = [alignment, content["stages"][0]]
     content |= {
         "seeds": [0],
@@ -273,6 +281,9 @@ def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[st
     assert set(results["bridges"]["aligned"]["training"]["0"]) == {"alignment", "task"}
     assert set(results["bridges"]["tuned"]["training"]["0"]) == {"task"}
     assert results["bridges"]["aligned"]["pairs"]["kk-en"]["exact-match"]["seeds"][0]["n"] <= 5
+    assert results["bridges"]["aligned"]["pairs"]["mn-en"]["exact-match"]["seeds"][0]["n"] == 5
+    trained = (root / "data" / "stages" / "alignment" / "train.jsonl").read_text(encoding="utf-8")
+    assert '"kk-en"' in trained and '"mn-en"' not in trained
     assert results["controls"]["llm_alone"]["pairs"]["kk-en"]["exact-match"]["value"] == 0
     encoder = {name: p for name, p in tiny_encoder().named_parameters()}
     tuned = BridgeForConditionalGeneration.from_pretrained(root / "models" / "tuned")

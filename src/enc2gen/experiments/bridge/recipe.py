@@ -117,10 +117,12 @@ class PairsSection(_Section):
     task: str = Field(default="translation", description="translation, text-to-text, reading-comprehension, ...")
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
     split: str = Field(default="train", description="split to read, for Hub data sets")
-    languages: list[str] | None = Field(default=None, description="train on sources in these languages only")
+    languages: list[str] | None = Field(
+        default=None, description="train on sources in these languages only; []: on none, the pairs are for testing"
+    )
     test_languages: list[str] | None = Field(default=None, description="test on sources in these languages only")
     dev_percent: int = Field(default=5, ge=1, le=50, description="share held out for development, by hash")
-    test_percent: int = Field(default=5, ge=0, le=50, description="share held out for testing, by hash")
+    test_percent: int = Field(default=5, ge=0, le=98, description="share held out for testing, by hash")
     limit: int | None = Field(default=None, ge=2, description="train on at most so many pairs per source language")
 
     @field_validator("languages", "test_languages")
@@ -133,6 +135,8 @@ class PairsSection(_Section):
 
     @model_validator(mode="after")
     def _task_mapping_is_valid(self) -> PairsSection:
+        if self.dev_percent + self.test_percent > 99:
+            raise ValueError("dev_percent and test_percent leave nothing to train on")
         try:
             build_task(self.task, self.fields)
         except Enc2genError as error:
