@@ -303,6 +303,27 @@ def test_only_names_what_there_is(tmp_path: Path, content: dict[str, Any], only:
         BridgeRun(load(tmp_path, content), console(), only=[only])
 
 
+def test_one_file_of_english_texts_is_enough(tmp_path: Path, content: dict[str, Any]) -> None:
+    rows = [
+        f"{'ab'[i % 2]}{x}{y}\t{'ab'[i % 2]}" for i, (x, y) in enumerate((x, y) for x in "cdefgh" for y in "cdefgh")
+    ]
+    (tmp_path / "mine.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    content["task"] = {"name": "tsv", "path": str(tmp_path / "mine.tsv"), "train_languages": ["en"], "test_percent": 20}
+    content |= {"seeds": [0], "bridges": {"last": {}}, "search": None}
+    content["evaluate"] = {"controls": ["majority", "probe"], "resamples": 100}
+    content["analysis"] = {"mexa": False, "layer_weights": False}
+    root, screen = run(tmp_path, content)
+    splits = {
+        split: {json.loads(line)["text"] for line in (root / "data" / "task" / f"{split}.jsonl").open(encoding="utf-8")}
+        for split in ("train", "dev", "test")
+    }
+    assert all(splits.values())  # each has some,
+    assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 36  # and no text is in two
+    assert BridgeForConditionalGeneration.from_pretrained(root / "models" / "last").config.labels == ["a", "b"]
+    assert json.loads((root / "results.json").read_text())["languages"] == ["en"]
+    assert "last" in screen
+
+
 def test_bad_data_and_lengths(tmp_path: Path, content: dict[str, Any]) -> None:
     content["task"]["languages"] = ["kz"]
     with pytest.raises(DataError, match="kz"):

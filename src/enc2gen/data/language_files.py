@@ -50,6 +50,18 @@ def languages_in(path: str | Path) -> list[str]:
     return sorted({match[1] for p in found if (match := pattern.fullmatch(p.name))})
 
 
+def own_splits(path: str | Path | None, language: str) -> set[str]:
+    """The splits of a language that have a file of their own; on the Hub all of them, and "train" of a single file."""
+    found: dict[str, Path | None] = {}
+    for split in _SPLIT_NAMES:
+        try:
+            found[split] = None if path is None else language_file(path, language, split)
+        except DataError:
+            continue
+    shared = found.get("train") is not None and len(set(found.values())) == 1 and len(found) > 1
+    return {"train"} if shared else set(found)
+
+
 def near_languages(language: str, names: Iterable[str]) -> str:
     """ "did you mean ...? " for names of the same language or of similar spelling; "" if there is none."""
     names = list(names)

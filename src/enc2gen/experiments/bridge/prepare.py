@@ -19,6 +19,7 @@ from enc2gen.corpora.builtin import split_of
 from enc2gen.corpora.readers import read_records
 from enc2gen.data.classification import CLASSIFICATION_TASKS, ClassificationTask, LabelledText, balanced, label_names
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
+from enc2gen.data.language_files import own_splits
 from enc2gen.data.tasks import build_task
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.experiments.bridge.recipe import (
@@ -154,15 +155,18 @@ def task_of(section: TaskSection) -> ClassificationTask:
 def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:
     task, path = task_of(section), section.path
     wanted = section.languages or task.available_languages(path)
-    if not wanted:
+    if not wanted and (path is None or not Path(path).is_file()):
         raise ConfigError("the languages of these data are not known", where="task.languages", remedy="name them")
     rows: dict[str, list[LabelledText]] = {"train": [], "dev": [], "test": []}
     for language in section.train_languages:
-        texts = task.load(language, "train", path)
-        rows["train"] += texts if section.limit is None else balanced(texts, section.limit)
-        rows["dev"] += task.load(language, "dev", path)
-    for language in dict.fromkeys([*section.train_languages, *wanted]):
-        rows["test"] += task.load(language, "test", path)
+        for split, texts in _trained_language(task, section, language).items():
+            rows[split] += texts
+    for language in dict.fromkeys(wanted):
+        if language not in section.train_languages:
+            rows["test"] += task.load(language, "test", path)
+    if empty := [split for split, found in rows.items() if not found]:
+        remedy = f"give more texts, a file for {empty[0]}, or another share (task.dev_percent, task.test_percent)"
+        raise DataError(f"no text is left for {empty[0]}", where=str(path or section.name), remedy=remedy)
     labels = task.labels or label_names(rows["train"])
     if unseen := sorted({row.label for row in rows["test"]} - set(labels)):
         raise DataError(f"the test data have labels that training lacks: {unseen}", where=f"task {section.name}")
@@ -174,6 +178,22 @@ def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:
         "train_languages": section.train_languages,
         "counts": {split: len(found) for split, found in rows.items()},
     }
+
+
+def _trained_language(task: ClassificationTask, section: TaskSection, language: str) -> dict[str, list[LabelledText]]:
+    """Texts of a trained language by split; dev and test without a file of their own are held out of training."""
+    path, own = section.path, own_splits(section.path, language)
+    shares = {
+        f"{split}_percent": 0 if split in own else getattr(section, f"{split}_percent") for split in ("dev", "test")
+    }
+    found: dict[str, list[LabelledText]] = {"train": [], "dev": [], "test": []}
+    for text in task.load(language, "train", path):
+        found[split_of(text.text, **shares)].append(text)
+    for split in own - {"train"}:
+        found[split] = task.load(language, split, path)
+    if section.limit is not None:
+        found["train"] = balanced(found["train"], section.limit)
+    return found
 
 
 def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace) -> dict[str, list[TextPair]]:

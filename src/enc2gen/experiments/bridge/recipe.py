@@ -96,9 +96,11 @@ class TaskSection(_Section):
     name: str = Field(default="sib200", description="sib200, xnli, ..., name-kinds (built in) or tsv (your own files)")
     path: str | None = Field(
         default=None,
-        description="folder with LANGUAGE/{train,dev,test}.*, file name with {language} and {split}, or Hub name; "
-        "none: the task's own data set on the Hub",
+        description="folder with LANGUAGE/{train,dev,test}.*, one file, file name with {language} and {split}, or Hub "
+        "name; none: the task's own data set on the Hub",
     )
+    dev_percent: int = Field(default=10, ge=1, le=49, description="held out for development where it has no file")
+    test_percent: int = Field(default=10, ge=1, le=49, description="held out for testing where it has no file")
     options: dict[str, Any] = Field(
         default_factory=dict, description="other fields of the task: template, labels, label_fields, ..."
     )
