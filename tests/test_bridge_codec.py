@@ -127,6 +127,26 @@ def test_an_llm_without_bos_starts_from_its_padding_and_decoding_survives_it(mak
     assert codec.decode_batch([[1, *yes, 1, 1], [*yes, 1], [1, 1, 1], [1], []]) == ["yes", "yes", "", "", ""]
 
 
+@pytest.mark.parametrize("roles", [{"bos_token": "<|start|>", "eos_token": END}, {"eos_token": END}])
+def test_padding_on_the_left_is_no_end_although_it_has_its_id(make_codec, roles) -> None:
+    codec = make_codec(llm_tokenizer(**roles), prompt="{source}:", prompt_with_source=True)
+    assert codec.llm_pad_id == codec.eos_id
+    prompts = codec.encode_prompts(["a", "bcd"])
+    width = max(map(len, prompts))
+    rows = [
+        [*[codec.llm_pad_id] * (width - len(prompt)), *prompt, *letters(codec.llm_tokenizer, "yes"), codec.eos_id]
+        for prompt in prompts
+    ]
+    rows[0] += [codec.llm_pad_id, codec.llm_pad_id]  # it ended before the others
+    assert codec.decode_batch(rows) == ["a:yes", "bcd:yes"]
+
+
+def test_a_start_that_is_written_in_the_middle_costs_no_text(make_codec) -> None:
+    codec = make_codec()
+    yes = letters(codec.llm_tokenizer, "yes")
+    assert codec.decode([*yes, codec.start_id, *yes, codec.eos_id, *yes]) == "yesyes"
+
+
 def test_decoding_gives_back_the_text(make_codec) -> None:
     codec = make_codec(max_target_length=200)
     for text in ("Ürümqi, қала 你好", " two  spaces ", "", "a\nb"):

@@ -14,13 +14,16 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen.errors import ConfigError, DataError, OutputError
-from enc2gen.experiments.bridge import sharing
+from enc2gen.experiments.bridge import evaluate, sharing
+from enc2gen.experiments.bridge.prepare import PreparedBridgeData, prepare
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, load_bridge_recipe
 from enc2gen.experiments.bridge.run import BridgeRun
+from enc2gen.experiments.bridge.systems import Parts
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 
 CYRILLIC = dict(zip("abcdefgh", "абвгдежз", strict=True))
@@ -142,6 +145,31 @@ def test_a_run_leaves_results_report_and_models_and_is_cached(tmp_path: Path, co
     assert text.count("done before, kept") >= 14 and "training" not in text.lower().split("results")[0]
 
 
+def test_weights_of_tokens_and_alignment_against_accuracy_are_shown(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["search"]
+    fusion = {"fusion": "transformer", "fusion_options": {"feed_forward": 16}}
+    content |= {"seeds": [0], "bridges": {"last": {}, "tokens": fusion, "global": {"fusion": "global"}}}
+    content["evaluate"] |= {"methods": ["likelihood"], "controls": []}
+    root, _ = run(tmp_path, content)
+    found = json.loads((root / "bridges" / "tokens" / "tokens.json").read_text(encoding="utf-8"))
+    assert list(found["texts"]) == ["en", "kk"] and found["layers"] == [1, 2, 3, 4]
+    english, kazakh = found["texts"]["en"]["text"], found["texts"]["kk"]["text"]
+    assert kazakh == "".join(CYRILLIC[letter] for letter in english), "not a translation"
+    for row in found["texts"].values():
+        weights = np.array(row["weights"])
+        assert weights.shape == (len(row["tokens"]), 4) and weights.sum(axis=1) == pytest.approx(1.0)
+        assert np.ptp(weights, axis=0).max() > 1e-4
+    assert not (root / "bridges" / "global" / "tokens.json").exists(), "all its tokens have the same weights"
+    names = {path.name for path in (root / "figures").glob("*.png")}
+    assert {"tokens-tokens-en.png", "tokens-tokens-kk.png", "scatter-last.png", "alignment.png"} <= names
+    assert sum(name.startswith("scatter-") for name in names) == 2
+    html = (root / "report.html").read_text(encoding="utf-8")
+    assert kazakh in html and "tokens, token by token, in Kazakh" in html
+    assert "## Layer weights of tokens" in (root / "results.md").read_text(encoding="utf-8")
+    results = json.loads((root / "results.json").read_text(encoding="utf-8"))
+    assert set(results["alignment"]["correlation"]) == set(results["alignment"]["correlation_best"])
+
+
 def test_the_search_picks_the_least_loss_and_its_first_seed_is_not_trained_again(
     tmp_path: Path, content: dict[str, Any]
 ) -> None:
@@ -248,21 +276,21 @@ def test_changed_settings_do_not_replace_training_unasked(tmp_path: Path, conten
     assert next(root.rglob("weights/model.safetensors")).read_bytes() != old
 
 
-def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_two_stages_pairs_tuning_and_an_aligner(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [
         "src\ten",
         *(f"{''.join(CYRILLIC[c] for c in w)}\t{w}" for w in ("ab" + x + y for x in "cdefgh" for y in "cdefgh")),
     ]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     fields = {"source": "src", "target": "en", "source_language": "kk", "target_language": "en"}
-    pairs = {"source": "pairs", "path": str(tmp_path / "pairs.tsv"), "fields": fields, "test_percent": 20}
+    pairs = {"source": "pairs", "path": str(tmp_path / "pairs.tsv"), "fields": fields, "test_percent": 50}
     # the same pairs as those of another language, which are only tested on
     tested = {
         **pairs,
         "fields": {**fields, "source_language": "mn"},
         "languages": [],
-        "test_percent": 98,
-        "dev_percent": 1,
     }
     alignment = {**content["stages"][0], "name": "alignment", "data": [pairs, tested]}
     content["stages"] = [alignment, content["stages"][0]]
@@ -276,7 +304,23 @@ def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[st
     }
     del content["search"]
     content["evaluate"] = {"controls": ["llm_alone"], "metrics": ["exact-match"], "resamples": 100, "limit": 5}
+    content["evaluate"]["decoding"] = {"num_beams": 2, "no_repeat_ngram_size": 3}
+    searches: dict[str, Any] = {}
+    real, real_alone = evaluate.BridgeGenerator.generate, evaluate.write_alone
+
+    def generate(self: Any, texts: Any, *, config: Any, **options: Any) -> Any:
+        searches["bridge"] = config
+        return real(self, texts, config=config, **options)
+
+    def alone(*arguments: Any, decoding: Any, **options: Any) -> Any:
+        searches["llm_alone"] = decoding
+        return real_alone(*arguments, decoding=decoding, **options)
+
+    monkeypatch.setattr(evaluate.BridgeGenerator, "generate", generate)
+    monkeypatch.setattr(evaluate, "write_alone", alone)
     root, _ = run(tmp_path, content)
+    assert searches["bridge"] == searches["llm_alone"]  # a comparison is fair if nothing else differs
+    assert (searches["bridge"].num_beams, searches["bridge"].max_new_tokens) == (2, 64)
     results = json.loads((root / "results.json").read_text())
     assert set(results["bridges"]["aligned"]["training"]["0"]) == {"alignment", "task"}
     assert set(results["bridges"]["tuned"]["training"]["0"]) == {"task"}
@@ -292,6 +336,94 @@ def test_two_stages_pairs_tuning_and_an_aligner(tmp_path: Path, content: dict[st
     assert all(torch.equal(p, encoder[name]) for name, p in aligned.encoder.named_parameters())
     source = BridgeForConditionalGeneration.from_pretrained(root / "models" / "source")
     assert source.config.prompt == "{source}" and source.config.prompt_with_source
+
+
+def test_a_stage_goes_on_from_the_weights_of_the_one_before(tmp_path: Path, content: dict[str, Any]) -> None:
+    first = {**content["stages"][0], "name": "first"}
+    second = {**first, "name": "second", "tuning": {"llm": "lora", "lora": {"rank": 2}}}
+    second["training"] = {**first["training"], "learning_rate": 1e-12, "warmup": 0}  # it stays where it starts
+    content |= {"seeds": [0], "bridges": {"last": {}}, "stages": [first, second]}
+    content |= {"search": None, "analysis": {"mexa": False, "layer_weights": False}}
+    content["evaluate"] |= {"controls": []}
+    root, _ = run(tmp_path, content)
+    folder = root / "bridges" / "last" / "seed0"
+    before, after = (load_file(folder / stage / "weights" / "model.safetensors") for stage in ("first", "second"))
+    recipe = load(tmp_path, content)
+    untrained = dict(Parts(recipe).model("last", 0, []).named_parameters())
+    assert set(before) == {"end_vector", "mapper.map.weight", "mapper.map.bias"} < set(after)
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight)
+        assert not torch.allclose(weight, untrained[name], atol=1e-4), "the first stage changed nothing"
+    published = BridgeForConditionalGeneration.from_pretrained(root / "models" / "last")
+    torch.testing.assert_close(published.mapper.map.weight.data, before["mapper.map.weight"])
+    maps = [layer for layer in tiny_llm().model.modules() if isinstance(layer, torch.nn.Linear)]
+    updates = sum(2 * (layer.in_features + layer.out_features) for layer in maps)
+    counted = {
+        stage: json.loads((folder / stage / "result.json").read_text())["parameters"] for stage in ("first", "second")
+    }
+    assert counted == {"first": 24 * 16 + 16 + 16, "second": 24 * 16 + 16 + 16 + updates}
+
+
+def test_other_settings_of_measuring_measure_again_and_repeat_no_training(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    content |= {"seeds": [0], "bridges": {"last": {}}, "search": None}
+    content["analysis"] = {"mexa": False, "layer_weights": False}
+    content["evaluate"] = {"controls": ["majority", "llm_alone"], "resamples": 100}
+    root, _ = run(tmp_path, content)
+    assert set(json.loads((root / "results.json").read_text())["bridges"]["last"]["accuracy"]) == {"likelihood"}
+    content["evaluate"]["methods"] = ["likelihood", "generation"]
+    root, text = run(tmp_path, content)
+    found = json.loads((root / "results.json").read_text())["bridges"]["last"]["accuracy"]
+    assert set(found) == {"likelihood", "generation"} and "steps, learning rate" not in text
+    content["evaluate"]["instruction"] = "Which letter comes first? {text}"
+    _, text = run(tmp_path, content)
+    assert "control-llm_alone: done before" not in text
+    for name in ("train-last-seed0-task", "evaluate-last-seed0", "control-majority", "publish-last"):
+        assert f"{name}: done before" in text  # they are not asked
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ({"test_percent": 20}, {"test_percent": 20, "dev_percent": 9}, None),
+        ({"test_percent": 20}, {"test_percent": 10}, "data.1.*what stages.first.data.0 tests: 20 %.*10 % are held"),
+        ({"test_percent": 10}, {"test_percent": 20}, "data.0.*what stages.first.data.1 tests"),
+        ({"test_percent": 0}, {"test_percent": 0}, None),
+        ({"test_percent": 20}, {"test_percent": 98, "dev_percent": 1, "languages": []}, "data.0.*98 %"),
+        ({"test_percent": 20}, {"test_percent": 20, "languages": []}, None),
+        ({"test_percent": 20}, {"test_percent": 10, "languages": []}, None),
+        ({"test_percent": 5, "languages": []}, {"test_percent": 98, "dev_percent": 1, "languages": []}, None),
+        ({"test_percent": 20}, {"test_percent": 0, "path": "{folder}/other.tsv"}, None),
+        ({"test_percent": 20}, {"test_percent": 0, "path": "{folder}/../{name}/pairs.tsv"}, "data.1"),
+        ({"test_percent": 20}, {"test_percent": 0, "path": "{folder}"}, "data.1"),
+        ({"test_percent": 20}, {"source": "code-switched", "field": "en", "languages": ["kk"]}, "data.1.*0 % are held"),
+    ],
+)  # fmt: skip
+def test_no_entry_trains_on_what_another_tests(
+    tmp_path: Path, content: dict[str, Any], first: dict[str, Any], second: dict[str, Any], refused: str | None
+) -> None:
+    rows = [f"{x}{y}\t{x}{y}" for x in "abcdefgh" for y in "abcdefgh"]
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for file, more in (("pairs.tsv", ""), ("other.tsv", "zz")):
+        (folder / file).write_text("\n".join(["src\ten", *(row + more for row in rows)]) + "\n", encoding="utf-8")
+    fields = {"source": "src", "target": "en", "source_language": "kk", "target_language": "en"}
+    entries = []
+    for change in (first, second):
+        entry = {"source": "pairs", "path": "{folder}/pairs.tsv", **change}
+        entry |= {"fields": fields} if entry["source"] == "pairs" else {}
+        entries.append({**entry, "path": entry["path"].format(folder=folder, name=folder.name)})
+    content["stages"] = [{**content["stages"][0], "name": "first", "data": entries}]
+    workspace = BridgeRun(load(tmp_path, content), console()).workspace
+    if refused is not None:
+        with pytest.raises(ConfigError, match=f"(?s){refused}"):
+            prepare(load(tmp_path, content), workspace, print)
+        return
+    prepare(load(tmp_path, content), workspace, print)
+    data = PreparedBridgeData(workspace)
+    trained = {pair.target for split in ("train", "dev") for pair in data.pairs("first", split)}
+    assert not trained & {pair.target for pair in data.pairs("first", "test")}
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,16 @@ def test_low_rank_updates_compute_what_the_merged_weights_compute(tmp_path: Path
     assert total / count == pytest.approx(result.best_loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("tuning", [{}, {"llm": "lora", "lora": {"rank": 2}}])
+def test_what_learns_is_counted(tmp_path: Path, tuning: dict[str, Any]) -> None:
+    model = tiny_bridge()
+    layers = [layer for layer in model.llm.modules() if isinstance(layer, torch.nn.Linear)]
+    updates = sum(2 * (layer.in_features + layer.out_features) for layer in layers if layer.out_features != 120)
+    bridge = 24 * 32 + 32 + 32  # a linear map and the end vector
+    result = train(model, tmp_path, tuning=TuningConfig(**tuning))
+    assert result.parameters == bridge + (updates if tuning else 0)
+
+
 def test_other_examples_or_another_tuning_are_not_resumed(tmp_path: Path) -> None:
     train(tiny_bridge(), tmp_path)
     with pytest.raises(CheckpointError, match=r"data\.tuning"):

@@ -109,8 +109,10 @@ def test_a_split_that_is_not_there_names_the_files(sib200: Path) -> None:
          "Premise: P Hypothesis: H Label: ", "Entailment", "hub:facebook/xnli:sw", "validation"),
         ("indicxnli", "bn", {"premise": "P", "hypothesis": "H", "label": 1},
          "Premise: P Hypothesis: H Label: ", "Neutral", "hub:Divyanshu/indicxnli:bn", "validation"),
+        ("indicxnli", "en", {"premise": "P", "hypothesis": "H", "label": 1},
+         "Premise: P Hypothesis: H Label: ", "Neutral", "hub:facebook/xnli:en", "validation"),
         ("sinhala-news", "si", {"sentence": "S", "label": "Science"}, "News Sentence: S Category: ", "Science",
-         "hub:Themira/en_si_news_classification_with_label_name", "dev_si"),
+         "hub:Themira/en_si_news_classification_with_label_name:dev_si", "train"),
         ("amazon-reviews", "ja", {"id": "ja_1", "text": "R", "label": 0, "label_text": "0"},
          "Review: R Label: ", "Very Negative", "hub:mteb/amazon_reviews_multi:ja", "validation"),
     ],
@@ -130,7 +132,24 @@ def test_the_hub_has_its_own_languages_and_other_names_of_it_can_be_given(hub: A
         CLASSIFICATION_TASKS.get("xnli").load("swh_Latn", "test")
     CLASSIFICATION_TASKS.get("xnli").load("yo", "test", "someone/xnli-more")
     CLASSIFICATION_TASKS.get("xnli").load("yo", "test", "hub:someone/xnli-more:all_{language}")
-    assert [source for source, _ in asked] == ["hub:someone/xnli-more:yo", "hub:someone/xnli-more:all_yo"]
+    CLASSIFICATION_TASKS.get("indicxnli").load("en", "test", "someone/xnli-more")
+    CLASSIFICATION_TASKS.get("indicxnli").load("en", "test", "hub:Divyanshu/indicxnli")
+    sources = ["someone/xnli-more:yo", "someone/xnli-more:all_yo", "someone/xnli-more:en", "facebook/xnli:en"]
+    assert [source for source, _ in asked] == [f"hub:{source}" for source in sources]
+
+
+def test_names_of_splits_can_be_set_for_a_data_set_without_configurations(hub: Any) -> None:
+    asked = hub([{"sentence": "S", "label": "Science"}])
+    options = {"hub_config": None, "splits": {"test": "test_{language}"}}
+    build_classification_task("sinhala-news", options).load("si", "test")
+    assert asked == [("hub:Themira/en_si_news_classification_with_label_name", "test_si")]
+
+
+def test_options_leave_a_task_of_its_own_kind_what_it_is() -> None:
+    from enc2gen.data.name_kinds import NameKinds
+
+    task = build_classification_task("name-kinds", {"template": "name: {text}"})
+    assert isinstance(task, NameKinds) and task.template == "name: {text}"
 
 
 def test_without_a_network_the_hub_says_what_to_do() -> None:

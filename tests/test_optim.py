@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 
 from enc2gen.errors import ConfigError
-from enc2gen.training.config import TrainingConfig
+from enc2gen.training.config import Schedule, TrainingConfig
 from enc2gen.training.optim import (
     build_optimizer,
     encoder_parameters,
@@ -54,6 +59,41 @@ def test_schedule_without_warmup_starts_at_the_peak() -> None:
     ]
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        ("linear", get_linear_schedule_with_warmup),
+        ("cosine", get_cosine_schedule_with_warmup),
+        ("constant", lambda optimizer, warmup, _: get_constant_schedule_with_warmup(optimizer, warmup)),
+    ],
+)
+def test_schedules_are_those_of_transformers(schedule: Any, theirs: Any, warmup: int) -> None:
+    config = _config(learning_rate=3e-5, max_steps=24, warmup=warmup, schedule=schedule)
+    ours = build_optimizer(nn.Linear(2, 2), config)
+    other = torch.optim.AdamW(nn.Linear(2, 2).parameters(), lr=3e-5)
+    scheduler = theirs(other, warmup, 24)
+    expected = []
+    for _ in range(25):
+        expected.append(other.param_groups[0]["lr"])
+        other.step()
+        scheduler.step()
+    rates = [set_learning_rate(ours, step, config) for step in range(25)]
+    # During warm-up ours is one update ahead: theirs starts with an update at rate 0.
+    assert rates[:warmup] == pytest.approx(expected[1 : warmup + 1], rel=1e-12)
+    assert rates[warmup:] == pytest.approx(expected[warmup:], rel=1e-12, abs=1e-20)
+
+
+def test_schedules_stay_where_they_end() -> None:
+    ends = {name: learning_rate_factor(99, warmup_steps=2, max_steps=10, schedule=name) for name in get_args(Schedule)}
+    assert ends == {"linear": 0.0, "cosine": 0.0, "constant": 1.0}
+
+
+def test_another_schedule_is_another_run() -> None:
+    identities = [_config(schedule=schedule).identity() for schedule in get_args(Schedule)]
+    assert [identity["schedule"] for identity in identities] == ["linear", "cosine", "constant"]
+
+
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (3, 3), (0.3, 60), (0.0, 0), (0.1, 20)])
 def test_warmup_is_steps_or_a_share(warmup: float, steps: int) -> None:
     assert TrainingConfig(max_steps=200, warmup=warmup).warmup_steps == steps
@@ -68,6 +108,7 @@ def test_warmup_is_steps_or_a_share(warmup: float, steps: int) -> None:
         {"warmup": "3"},
         {"betas": (0.9, 1.0)},
         {"learning_rte": 1e-3},
+        {"schedule": "cosinus"},
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any]) -> None:

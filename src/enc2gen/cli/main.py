@@ -24,7 +24,7 @@ _ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000", "
 
 app = typer.Typer(
     name="enc2gen",
-    help="Grow a text generator out of any pretrained multilingual encoder.",
+    help="Grow a text generator out of any pretrained multilingual encoder, or bridge the encoder to an LLM.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -35,7 +35,11 @@ errors = Console(stderr=True)
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Languages = Annotated[
     str | None,
-    typer.Option("--languages", "-l", help="Languages to write instead of the recipe's, such as kk,ug,mn,zh."),
+    typer.Option(
+        "--languages",
+        "-l",
+        help="Languages instead of the recipe's, such as kk,ug,mn,zh: to write; of a bridge recipe, to test.",
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", "-s", help="Replace one setting: section.key=value. Repeatable.")

@@ -26,7 +26,7 @@ from enc2gen.errors import ConfigError, ModelError
 from enc2gen.evaluation.label_scoring import Classification, ReadSource, TreeScorer
 from enc2gen.evaluation.significance import Floats
 from enc2gen.generation.generator import pad_rows
-from enc2gen.tokenization.tokenizer import encode_pieces, fast_backend, protect_special_tokens
+from enc2gen.tokenization.tokenizer import cut_text, encode_pieces, fast_backend, protect_special_tokens
 
 TEXT, LABELS = "{text}", "{labels}"
 INSTRUCTION = "Give the topic of the text. Answer with one of: {labels}.\n\nText: {text}"
@@ -115,11 +115,9 @@ class LlmAlone(TreeScorer[list[int]]):
         return [[*self._head, *ids] for ids in encode_pieces(self._backend, [m + _ANSWER for m in messages])]
 
     def _shortened(self, text: str) -> str:
-        if len(encode_pieces(self._backend, [text])[0]) <= self._max_text_length:
-            return text
-        self.truncated += 1
-        offsets = self._backend.encode(text, add_special_tokens=False).offsets
-        return text[: offsets[self._max_text_length - 1][1]]
+        shortened, cut = cut_text(self._backend, text, self._max_text_length)
+        self.truncated += cut
+        return shortened
 
     def _length(self, source: list[int]) -> int:
         return len(source)

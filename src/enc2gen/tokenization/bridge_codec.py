@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from enc2gen.errors import ConfigError, DataError, ModelError
 from enc2gen.tokenization.examples import IGNORED_LABEL, EncodedExample
-from enc2gen.tokenization.tokenizer import encode_pieces, protect_special_tokens
+from enc2gen.tokenization.tokenizer import cut_text, encode_pieces, protect_special_tokens
 
 TEXT, SOURCE = "{text}", "{source}"
 """What a source template and a prompt may hold; other braces are text."""
@@ -137,9 +137,10 @@ class BridgeCodec:
         return self.encode_pairs([source], [target], prompt)[0]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text that the LLM wrote, up to the first `eos_id`; special and ignored ids are left out.
+        """Text up to the first `eos_id` behind the start; special and ignored ids are left out.
 
-        A first id that is `start_id` is taken for the start, also where start and end are the same token.
+        Padding on the left and `start_id` behind it are taken off first, also where start, padding and end are the
+        same token. Ids without a start, such as labels or what was written after a prompt, are taken as they are.
         """
         return self.decode_batch([ids])[0]
 
@@ -147,11 +148,16 @@ class BridgeCodec:
         """:meth:`decode` of each sequence; spaces stay as the LLM tokenizer's own decoder sets them."""
         kept = []
         for sequence in batch:
-            ids = [int(i) for i in sequence]
-            ids = ids[1:] if ids[:1] == [self.start_id] else ids
+            ids = self._behind_start([int(i) for i in sequence])
             ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
             kept.append([i for i in ids if i >= 0 and i not in self._dropped])
         return self._llm.decode_batch(kept, skip_special_tokens=True)
+
+    def _behind_start(self, ids: list[int]) -> list[int]:
+        first = next((place for place, i in enumerate(ids) if i != self.llm_pad_id), len(ids))
+        if self.start_id == self.llm_pad_id:  # the last of the padding, if there is any, is the start
+            return ids[first:]
+        return ids[first + 1 :] if ids[first : first + 1] == [self.start_id] else ids
 
     def _around(self) -> tuple[list[int], list[int]]:
         """Ids that the encoder's tokenizer puts before and after a text; NLLB's depend on its `src_lang`."""
@@ -165,11 +171,9 @@ class BridgeCodec:
 
     def _shortened(self, source: str) -> str:
         """The source up to its `max_source_length`-th LLM token."""
-        if len(encode_pieces(self._llm, [source])[0]) <= self.max_source_length:
-            return source
-        self.truncated += 1
-        offsets = self._llm.encode(source, add_special_tokens=False).offsets
-        return source[: offsets[self.max_source_length - 1][1]]
+        shortened, cut = cut_text(self._llm, source, self.max_source_length)
+        self.truncated += cut
+        return shortened
 
     def _checked_prompt(self, prompt: str) -> str:
         if SOURCE in prompt and not self.prompt_with_source:

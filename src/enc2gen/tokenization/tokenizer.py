@@ -136,6 +136,14 @@ def encode_pieces(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in encodings]
 
 
+def cut_text(backend: Tokenizer, text: str, most: int) -> tuple[str, bool]:
+    """The text up to the end of its `most`-th token, and whether anything was cut; raises as `encode_pieces`."""
+    if len(encode_pieces(backend, [text])[0]) <= most:
+        return text, False
+    offsets = backend.encode(text, add_special_tokens=False).offsets
+    return text[: offsets[most - 1][1]], True
+
+
 class TextCodec:
     """Turns text into model inputs and back.
 

@@ -116,7 +116,16 @@ def train_bridge(
             {"examples": _fingerprint(train), "tuning": tuning.model_dump()},
             collate=collated,
         )
-        trainer = Trainer(model, stream, validation, training, output_dir, callbacks, leave_frozen=True)
+        trainer = Trainer(
+            model,
+            stream,
+            validation,
+            training,
+            output_dir,
+            callbacks,
+            new_parameters=lambda name: not name.startswith(("encoder.", "llm.")),
+            leave_frozen=True,
+        )
         return trainer.train(resume=resume)
 
 

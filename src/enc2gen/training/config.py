@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, field_validator, model_validator
 
+Schedule = Literal["linear", "cosine", "constant"]
 Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 
 # Fields that may change between an interrupted run and its continuation: they do not touch the weights.
@@ -24,7 +25,13 @@ class TrainingConfig(BaseModel):
     warmup: Warmup = Field(
         0.1,
         description="Warm-up: an integer is a number of updates, a float below 1 a share of max_steps "
-        "(XLM-SWCM, arXiv 2502.10852: 0.1). The rate then falls linearly to 0.",
+        "(XLM-SWCM, arXiv 2502.10852: 0.1), in which the rate rises linearly.",
+    )
+    schedule: Schedule = Field(
+        "linear",
+        description="Share of the peak rate after w warm-up updates out of n = max_steps, for update t = w ... n - 1: "
+        "linear (n - t) / (n - w); cosine (1 + cos(pi (t - w) / (n - w))) / 2 (arXiv 1608.03983, one period); "
+        "constant 1.",
     )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moment decay rates (arXiv 1711.05101).")
     eps: float = Field(1e-8, gt=0, description="AdamW denominator term (arXiv 1711.05101).")
@@ -60,7 +67,10 @@ class TrainingConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random in training, such as dropout.")
     new_parameters_lr: float = Field(
-        1.0, gt=0, description="Multiplies the learning rate of randomly initialised parameters."
+        1.0,
+        gt=0,
+        description="Multiplies the learning rate of randomly initialised parameters; in a bridge, of all but the "
+        "encoder's and the LLM's (with their low-rank updates).",
     )
     freeze: tuple[str, ...] = Field(
         (), description='Name patterns of parameters that are never trained, such as "encoder.embeddings.*".'
@@ -91,7 +101,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _stages_fit(self) -> TrainingConfig:
         if self.warmup_steps >= self.max_steps and self.warmup_steps > 0:
-            raise ValueError(f"warmup ({self.warmup}) leaves no update for the decay; max_steps is {self.max_steps}")
+            raise ValueError(f"warmup ({self.warmup}) leaves no update after it; max_steps is {self.max_steps}")
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -11,17 +12,25 @@ import torch
 from torch import nn
 
 from enc2gen.errors import ConfigError
-from enc2gen.training.config import TrainingConfig
+from enc2gen.training.config import Schedule, TrainingConfig
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int) -> float:
-    """Share of the peak rate for update `step` (from 0): linear rise, then linear fall to 0 at `max_steps`.
+def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, schedule: Schedule = "linear") -> float:
+    """Share of the peak rate for update `step` (from 0): linear rise, then as `schedule` says.
 
-    The first update already moves (1 / warmup_steps) and the peak is reached at the last warm-up update.
+    With w = `warmup_steps` and n = `max_steps`, the share of update t is (t + 1) / w for t < w: the first update
+    already moves and the peak is reached at the last warm-up update. From t = w on, it is
+
+    - linear: (n - t) / (n - w);
+    - cosine: (1 + cos(pi (t - w) / (n - w))) / 2 (arXiv 1608.03983, equation 5, one period down to 0);
+    - constant: 1.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return max(0.0, (max_steps - step) / (max_steps - warmup_steps))
+    if schedule == "constant":
+        return 1.0
+    left = max(0.0, (max_steps - step) / (max_steps - warmup_steps))
+    return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
 
 
 def parameter_names(model: nn.Module) -> dict[str, list[str]]:
@@ -139,7 +148,9 @@ def _fused_supported(model: nn.Module) -> bool:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, config: TrainingConfig) -> float:
     """Set every group's rate for update `step` (from 0) and return the unscaled one."""
-    factor = learning_rate_factor(step, warmup_steps=config.warmup_steps, max_steps=config.max_steps)
+    factor = learning_rate_factor(
+        step, warmup_steps=config.warmup_steps, max_steps=config.max_steps, schedule=config.schedule
+    )
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate * factor * group["scale"]
     return config.learning_rate * factor

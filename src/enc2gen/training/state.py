@@ -42,6 +42,7 @@ class TrainingResult:
         skipped: updates skipped because they were not finite.
         last_checkpoint: resumable folder.
         best_checkpoint: folder whose `model/` holds the best weights.
+        parameters: how many learnt; of low-rank updates, theirs and not those of the weights they change.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class TrainingResult:
     skipped: int
     last_checkpoint: Path | None
     best_checkpoint: Path | None
+    parameters: int
 
 
 @dataclass

@@ -356,6 +356,7 @@ class Trainer:
             skipped=progress.skipped,
             last_checkpoint=self._last_checkpoint,
             best_checkpoint=best,
+            parameters=sum(parameter.numel() for parameter in self._trained),
         )
 
     def _identity(self) -> dict[str, Any]:

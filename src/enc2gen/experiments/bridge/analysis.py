@@ -5,21 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from enc2gen.data.classification import LabelledText
+import numpy as np
+import torch
+
+from enc2gen.data.classification import LabelledText, script_of
 from enc2gen.evaluation.alignment import AlignmentTable, LanguageAlignment, alignment_table
-from enc2gen.evaluation.layer_weights import LayerWeights, language_weights, layer_numbers
+from enc2gen.evaluation.layer_weights import (
+    LayerWeights,
+    TokenWeights,
+    language_weights,
+    layer_numbers,
+    token_weights,
+)
 from enc2gen.experiments.bridge.evaluate import test_texts
 from enc2gen.experiments.bridge.prepare import PreparedBridgeData
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.systems import Parts, Step, device, load_bridge
 from enc2gen.experiments.workspace import Workspace
-from enc2gen.models.bridge.fusion import build_fusion
+from enc2gen.models.bridge.fusion import Fusion, build_fusion
+
+SHORT = 40
+"""Most pieces of the text whose tokens are looked at, if there is one so short (our choice: a picture of one page)."""
 
 
 def weighs_layers(recipe: BridgeRecipe, bridge: str) -> bool:
     """Whether a bridge learns how much each layer counts."""
+    return _small_fusion(recipe, bridge).trainable
+
+
+@torch.inference_mode()
+def weighs_tokens(recipe: BridgeRecipe, bridge: str) -> bool:
+    """Whether each token has weights of its own: two different tokens do not get the same."""
+    fusion = _small_fusion(recipe, bridge).eval()
+    states = torch.randn(fusion.num_layers, 1, 2, fusion.hidden_size, generator=torch.Generator().manual_seed(0))
+    first, second = fusion.weights(states, torch.ones(1, 2, dtype=torch.long))[0]
+    return not torch.allclose(first, second, atol=1e-6)
+
+
+def _small_fusion(recipe: BridgeRecipe, bridge: str) -> Fusion:
     section = recipe.bridges[bridge]
-    return build_fusion(section.fusion, num_layers=128, hidden_size=8, **section.fusion_options).trainable
+    return build_fusion(section.fusion, num_layers=128, hidden_size=8, **section.fusion_options)
 
 
 def shared_texts(tests: dict[str, list[LabelledText]], english: str, most: int) -> dict[str, list[str]]:
@@ -77,11 +102,8 @@ def analyse_bridge(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, ste
     tests = test_texts(recipe, PreparedBridgeData(workspace))
     texts = {language: [text.text for text in rows[: recipe.analysis.sentences]] for language, rows in tests.items()}
     rows = language_weights(model, texts, batch_size=recipe.evaluate.batch_size)
-    layers = layer_numbers(
-        len(rows[0].weights), include_embeddings=recipe.hidden_states(step.bridge).include_embeddings
-    )
     content = {
-        "layers": layers,
+        "layers": _layers(recipe, step, len(rows[0].weights)),
         "languages": [
             {"name": row.name, "weights": row.weights.tolist(), "spread": row.spread.tolist(), "tokens": row.tokens}
             for row in rows
@@ -90,10 +112,60 @@ def analyse_bridge(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, ste
     workspace.write_json(workspace.root / "bridges" / step.bridge / "weights.json", content)
 
 
+def _layers(recipe: BridgeRecipe, step: Step, count: int) -> list[int]:
+    return layer_numbers(count, include_embeddings=recipe.hidden_states(step.bridge).include_embeddings)
+
+
+def analyse_tokens(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step) -> None:
+    """Write `tokens.json` into the bridge's folder: weights of every token of one test text and of its translation."""
+    assert recipe.task is not None
+    model = cast(Any, load_bridge(recipe, workspace, parts, step)).to(device())
+    tests = test_texts(recipe, PreparedBridgeData(workspace))
+    pair = _text_and_translation(
+        tests, recipe.task.train_languages[0], recipe.analysis.sentences, model.processor.encode_sources
+    )
+    found = {language: token_weights(model, text) for language, text in pair.items()}
+    content = {
+        "layers": _layers(recipe, step, next(iter(found.values())).weights.shape[1]),
+        "texts": {
+            language: {"text": row.text, "tokens": row.tokens, "weights": row.weights.tolist()}
+            for language, row in found.items()
+        },
+    }
+    workspace.write_json(workspace.root / "bridges" / step.bridge / "tokens.json", content)
+
+
+def _text_and_translation(
+    tests: dict[str, list[LabelledText]], home: str, most: int, pieces: Callable[[list[str]], list[list[int]]]
+) -> dict[str, str]:
+    """A text of at most :data:`SHORT` pieces if there is one, and its translation, in another script if there is one.
+
+    Texts without translations stand alone.
+    """
+    texts = shared_texts(tests, home, most) or {home: [text.text for text in tests[home]][:most]}
+    others = [language for language in texts if language != home]
+    others.sort(key=lambda language: script_of(language) == script_of(home))
+    chosen = [home, *others[:1]]
+    lengths = np.max([[len(ids) for ids in pieces(texts[language])] for language in chosen], axis=0)
+    index = int(np.argmax(lengths <= SHORT)) if (lengths <= SHORT).any() else int(np.argmin(lengths))
+    return {language: texts[language][index] for language in chosen}
+
+
+def read_tokens(workspace: Workspace, bridge: str) -> tuple[dict[str, TokenWeights], list[int]] | None:
+    """What :func:`analyse_tokens` wrote, by language, and the encoder's layer of each column; or None."""
+    path = workspace.root / "bridges" / bridge / "tokens.json"
+    if not path.exists():
+        return None
+    found = workspace.read_json(path)
+    texts = {
+        language: TokenWeights(row["text"], tuple(row["tokens"]), np.array(row["weights"]))
+        for language, row in found["texts"].items()
+    }
+    return texts, found["layers"]
+
+
 def read_weights(workspace: Workspace, bridge: str) -> tuple[list[LayerWeights], list[int]] | None:
     """What :func:`analyse_bridge` wrote, and the encoder's layer of each column; or None."""
-    import numpy as np
-
     path = workspace.root / "bridges" / bridge / "weights.json"
     if not path.exists():
         return None

@@ -23,6 +23,7 @@ from enc2gen.experiments.bridge.recipe import BridgeRecipe, Control
 from enc2gen.experiments.bridge.systems import DEV_EXAMPLES, Parts, Step, device, load_bridge
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.bridge_generator import BridgeGenerator
+from enc2gen.generation.generator import DecodingConfig
 from enc2gen.training.checkpoint import writing
 
 Log = Callable[[str], None]
@@ -72,16 +73,18 @@ def evaluate_bridge(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, st
     )
     outputs = []
     for group, pairs in data.tests(recipe).items():
-        decoding = recipe.evaluate.decoding
-        if decoding.max_new_tokens is None:
-            decoding = decoding.model_copy(update={"max_new_tokens": recipe.max_target_length})
-        written = BridgeGenerator(model, codec).generate(
-            [pair.source for pair in pairs], config=decoding, seed=step.seed
-        )
+        sources = [pair.source for pair in pairs]
+        written = BridgeGenerator(model, codec).generate(sources, config=_decoding(recipe), seed=step.seed)
         scores["pairs"][group] = _pair_scores(recipe, written, pairs)
         outputs += [asdict(pair) | {"output": text} for pair, text in zip(pairs, written, strict=True)]
     _write_lines(workspace, step, "outputs.jsonl", outputs)
     workspace.write_json(folder / "scores.json", scores)
+
+
+def _decoding(recipe: BridgeRecipe) -> DecodingConfig:
+    """How bridges write, and the LLM alone: as the recipe says, at most `max_target_length` tokens by default."""
+    decoding = recipe.evaluate.decoding
+    return decoding.model_copy(update={"max_new_tokens": decoding.max_new_tokens or recipe.max_target_length})
 
 
 def _trained(recipe: BridgeRecipe) -> list[str]:
@@ -188,8 +191,8 @@ def _llm_alone(
             parts.llm_tokenizer,
             [pair.source for pair in pairs],
             instruction=recipe.evaluate.translation_instruction,
-            max_new_tokens=recipe.max_target_length,
-            batch_size=recipe.evaluate.batch_size,
+            decoding=_decoding(recipe),
+            seed=recipe.seeds[0],
         )
         scores["pairs"][group] = _pair_scores(recipe, written, pairs)
     return scores

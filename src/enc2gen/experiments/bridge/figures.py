@@ -146,7 +146,7 @@ def draw_language_weights(rows: Sequence[LayerWeights], layers: Sequence[int], *
     labels = [language_label(row.name) for row in rows]
     plain = 100.0 / len(layers)
     return _heat_map(
-        values, labels, layers, title=title or "Weight of each layer", unit=f"weight (%); {plain:.1f} in a plain mean"
+        values, labels, layers, title=title or "Weight of each layer", unit=f"weight (%)\n{plain:.1f} in a plain mean"
     )
 
 
@@ -154,21 +154,28 @@ def draw_alignment(table: AlignmentTable, *, title: str = "") -> Figure:
     """Heat map of MEXA, languages x layers (0 is the embedding output), in percent; the best language on top."""
     values = np.array([row.layers for row in table.languages])
     labels = [language_label(row.language) for row in table.languages]
-    unit = f"sentences of {table.sentences} that find their translation (%)"
+    unit = f"MEXA (%)\n{table.sentences} sentences"
     return _heat_map(
         values, labels, range(values.shape[1]), title=title or "Alignment with English", unit=unit, limits=(0.0, 100.0)
     )
 
 
-def draw_token_weights(weights: TokenWeights, layers: Sequence[int], *, title: str = "") -> Figure:
+def draw_token_weights(
+    weights: TokenWeights, layers: Sequence[int], *, title: str = "", highest: float | None = None
+) -> Figure:
     """Heat map of the weights of each token of one text, tokens x layers, in percent; at most 60 tokens.
 
     Tokens are numbered, and spelt as far as :func:`piece_labels` can.
+
+    Args:
+        highest: weight, from 0 to 1, of the darkest colour, so that pictures can be compared; none: the largest here.
     """
     labels = piece_labels(weights.tokens[:_PIECES_SHOWN])
     values = 100.0 * weights.weights[:_PIECES_SHOWN]
     numbers = [str(number) for number in range(1, len(labels) + 1)]
-    figure = _heat_map(values, numbers, layers, title=title or "Weight of each layer", unit="weight (%)")
+    limits = None if highest is None else (0.0, 100.0 * highest)
+    title = title or "Weight of each layer"
+    figure = _heat_map(values, numbers, layers, title=title, unit="weight (%)", limits=limits)
     axes = figure.axes[0]
     for row, (label, families) in enumerate(labels):
         place = axes.get_yaxis_transform()

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from enc2gen.evaluation.llm_alone import LlmAlone
-from enc2gen.generation.generator import pad_rows
+from enc2gen.generation.generator import DecodingConfig, pad_rows
 
 
 class _Questions(LlmAlone):
@@ -19,6 +21,16 @@ class _Questions(LlmAlone):
         return self._encode(texts)
 
 
+class _NoRepeatBehind(LogitsProcessor):
+    """`no_repeat_ngram_size` for what is written alone, as in a bridge: here the text stands before it."""
+
+    def __init__(self, size: int, start: int) -> None:
+        self._inner, self._start = NoRepeatNGramLogitsProcessor(size), start
+
+    def __call__(self, input_ids: Any, scores: Any) -> Tensor:
+        return self._inner(input_ids[:, self._start :], scores)
+
+
 @torch.inference_mode()
 def write_alone(
     llm: PreTrainedModel,
@@ -26,14 +38,15 @@ def write_alone(
     texts: Sequence[str],
     *,
     instruction: str,
-    max_new_tokens: int,
-    batch_size: int = 32,
+    decoding: DecodingConfig,
+    seed: int = 0,
 ) -> list[str]:
-    """What the LLM answers, greedily, in the order of `texts`; without a chat template, its first line.
+    """What the LLM answers, in the order of `texts`; without a chat template, its first line.
 
     Args:
         instruction: the message, with `{text}`.
-        max_new_tokens: most tokens of an answer.
+        decoding: the bridges' own, so that they differ in nothing else; n-grams of the message may be repeated.
+        seed: of sampling.
     """
     questions = _Questions(llm, tokenizer, ["-"], instruction=instruction)  # the label is not used
     rows = questions.ids(texts)
@@ -42,17 +55,14 @@ def write_alone(
     assert isinstance(pad, int)
     answers = [""] * len(rows)
     model: Any = llm
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    arguments = {**decoding.arguments(), "pad_token_id": pad, "eos_token_id": tokenizer.eos_token_id}
+    no_repeat = arguments.pop("no_repeat_ngram_size", 0)
+    torch.manual_seed(seed)
+    for start in range(0, len(order), decoding.batch_size):
+        chosen = order[start : start + decoding.batch_size]
         ids, mask = pad_rows([rows[index] for index in chosen], pad, llm.device, left=True)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
-        )
+        behind = LogitsProcessorList([_NoRepeatBehind(no_repeat, ids.shape[1])] if no_repeat else [])
+        output = model.generate(input_ids=ids, attention_mask=mask, logits_processor=behind, **arguments)
         for index, text in zip(
             chosen, tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True), strict=True
         ):

@@ -11,13 +11,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 import enc2gen.data.name_kinds  # noqa: F401  registers a task
 from enc2gen import __version__
 from enc2gen.corpora.builtin import split_of
-from enc2gen.corpora.readers import read_records
-from enc2gen.data.classification import CLASSIFICATION_TASKS, ClassificationTask, LabelledText, balanced, label_names
+from enc2gen.corpora.readers import read_records, source_files
+from enc2gen.data.classification import (
+    ClassificationTask,
+    LabelledText,
+    balanced,
+    build_classification_task,
+    label_names,
+)
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
 from enc2gen.data.language_files import own_splits
 from enc2gen.data.tasks import build_task
@@ -31,7 +35,6 @@ from enc2gen.experiments.bridge.recipe import (
     TaskTextsSection,
 )
 from enc2gen.experiments.prepare import fingerprint
-from enc2gen.experiments.recipe import problems
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.training.checkpoint import writing
 
@@ -120,8 +123,10 @@ def prepare(recipe: BridgeRecipe, workspace: Workspace, log: Log) -> None:
     """Write `data/task/*.jsonl`, `data/stages/NAME/*.jsonl` and `data/summary.json`.
 
     Raises:
+        ConfigError: a stage would train on what another tests.
         DataError: data are missing or empty, or nothing is left to train on or test with.
     """
+    check_hold_outs(recipe)
     summary: dict[str, Any] = {"labels": [], "languages": [], "train_languages": [], "counts": {}}
     if recipe.task is not None:
         summary |= _prepare_task(recipe.task, workspace)
@@ -138,22 +143,48 @@ def prepare(recipe: BridgeRecipe, workspace: Workspace, log: Log) -> None:
     workspace.write_json(workspace.data / "summary.json", summary)
 
 
-def task_of(section: TaskSection) -> ClassificationTask:
-    """The task that a recipe names, with its options.
+def check_hold_outs(recipe: BridgeRecipe) -> None:
+    """Refuse recipes that train on what they test, because two entries hold out different shares of one file.
+
+    A file's test share is the lowest buckets of a hash of each text (:func:`split_of`). So whoever trains on a file
+    must hold out at least as large a share of it as anyone tests.
 
     Raises:
-        ConfigError: an option is unknown or not valid.
+        ConfigError: two entries of which one trains on what the other tests.
     """
-    task = CLASSIFICATION_TASKS.get(section.name)
-    try:
-        return type(task)(**{**task.model_dump(), **section.options})
-    except ValidationError as error:
-        lines = "; ".join(problems(error, type(task)))
-        raise ConfigError(lines, where="task.options", remedy="correct these options") from error
+    entries = [
+        (f"stages.{stage.name}.data.{number}", data, _files(data))
+        for stage in recipe.stages
+        for number, data in enumerate(stage.data)
+        if not isinstance(data, TaskTextsSection)
+    ]
+    for trainer, training, files in entries:
+        if isinstance(training, PairsSection) and training.languages == []:
+            continue
+        held_out = training.test_percent if isinstance(training, PairsSection) else 0
+        for tester, testing, others in entries:
+            if isinstance(testing, PairsSection) and testing.test_percent > held_out and files & others:
+                raise ConfigError(
+                    f"it would train on what {tester} tests: {testing.test_percent} % of {sorted(files & others)[0]} "
+                    f"are tested there, and {held_out} % are held out here",
+                    where=trainer,
+                    remedy=f"hold out as much in both (test_percent: {testing.test_percent}), or read other files"
+                    if isinstance(training, PairsSection)
+                    else f"read another file, or set test_percent of {tester} to 0",
+                )
+
+
+def _files(data: PairsSection | CodeSwitchedSection) -> set[str]:
+    """What an entry reads, under one name however it is written; parts of built-in corpora share their English."""
+    if Path(data.path).exists():
+        return {str(file.resolve()) for file in source_files(Path(data.path))}
+    if data.path.startswith("builtin:"):
+        return {f"{data.path.partition('?')[0]}, split {data.split}"}
+    return {f"{data.path.removeprefix('hub:')}, split {data.split}"}
 
 
 def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:
-    task, path = task_of(section), section.path
+    task, path = build_classification_task(section.name, section.options), section.path
     wanted = section.languages or task.available_languages(path)
     if not wanted and (path is None or not Path(path).is_file()):
         raise ConfigError("the languages of these data are not known", where="task.languages", remedy="name them")

@@ -195,16 +195,28 @@ def _paired(recipe: BridgeRecipe, results: Mapping[str, Any], averages: _Average
 
 
 def _alignment(workspace: Workspace, results: Mapping[str, Any]) -> dict[str, Any] | None:
-    """MEXA, and its correlation with the accuracy of every bridge and of the probe over languages."""
+    """MEXA, and its correlation with the accuracy of every bridge and of the probe over languages.
+
+    `correlation` takes the mean over layers, which tells the languages of a well aligned encoder apart;
+    `correlation_best` the best layer, which is near 100 for most of them.
+    """
     table = read_alignment(workspace)
     if table is None:
         return None
-    scores = {row.language: row.best for row in table.languages}
-    correlations: dict[str, Any] = {}
+    return {
+        "table": table.to_dict(),
+        "correlation": _correlations(results, {row.language: row.mean for row in table.languages}),
+        "correlation_best": _correlations(results, {row.language: row.best for row in table.languages}),
+    }
+
+
+def _correlations(results: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, Any]:
+    """System -> correlation of `scores` with its accuracies; None with too few languages, or all alike."""
+    found: dict[str, Any] = {}
     for system in [*results["bridges"], *(name for name in results["controls"] if name == "probe")]:
         accuracies = {language: 100 * float(np.mean(rows)) for language, rows in correct_of(results, system).items()}
         try:
-            correlations[system] = asdict(correlation(scores, accuracies))
-        except DataError:  # too few languages, or all alike
-            correlations[system] = None
-    return {"table": table.to_dict(), "correlation": correlations}
+            found[system] = asdict(correlation(scores, accuracies))
+        except DataError:
+            found[system] = None
+    return found

@@ -17,9 +17,15 @@ from rich.console import Console
 
 from enc2gen.errors import ConfigError, OutputError
 from enc2gen.experiments.bridge import systems
-from enc2gen.experiments.bridge.analysis import analyse_bridge, analyse_encoder, weighs_layers
+from enc2gen.experiments.bridge.analysis import (
+    analyse_bridge,
+    analyse_encoder,
+    analyse_tokens,
+    weighs_layers,
+    weighs_tokens,
+)
 from enc2gen.experiments.bridge.evaluate import evaluate_bridge, evaluate_control
-from enc2gen.experiments.bridge.prepare import data_key, prepare, training_digest
+from enc2gen.experiments.bridge.prepare import PreparedBridgeData, data_key, prepare, training_digest
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.report import print_results, write_report
 from enc2gen.experiments.bridge.results import collect
@@ -28,6 +34,8 @@ from enc2gen.experiments.bridge.systems import Parts, Step
 from enc2gen.experiments.prepare import fingerprint
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace
+
+_INSTRUCTIONS = ("instruction", "translation_instruction")  # only the LLM alone is given them
 
 
 class BridgeRun:
@@ -130,13 +138,21 @@ class BridgeRun:
             }
         )
 
-    def _test_key(self) -> dict[str, Any]:
-        settings = {"resamples", "metrics", "decoding", "limit"}
+    def _test_key(self, *unused: str) -> dict[str, Any]:
+        """All settings of measuring but the `unused` ones and those that change no score."""
+        without = {"controls", "reference", "batch_size", *unused}
         return {
             "prepare": self._prepare_key(),
-            "evaluate": self.recipe.evaluate.model_dump(mode="json", include=settings),
+            "evaluate": self.recipe.evaluate.model_dump(mode="json", exclude=without),
             "max_target_length": self.recipe.max_target_length,
         }
+
+    def _bridge_test_key(self) -> dict[str, Any]:
+        return self._test_key(*_INSTRUCTIONS)
+
+    def _control_key(self, control: str) -> dict[str, Any]:
+        unused = () if control == "llm_alone" else _INSTRUCTIONS
+        return {"models": self._models, **self._test_key("methods", *unused)}
 
     def _report_key(self) -> str:
         stages = sorted(path for path in (self.workspace.root / "stages").glob("*.json") if path.stem != "report")
@@ -190,11 +206,13 @@ class BridgeRun:
     def _bridge_units(self, bridge: str, seed: int) -> list[Unit]:
         """Training at the chosen rate, testing, and for the first seed analysis and publication."""
         found = [self._train_unit(step) for step in systems.steps(self.recipe, bridge, seed, self.rate(bridge))]
-        found.append(self._after(f"evaluate-{bridge}-seed{seed}", bridge, seed, self._evaluate, self._test_key))
+        found.append(self._after(f"evaluate-{bridge}-seed{seed}", bridge, seed, self._evaluate, self._bridge_test_key))
         if seed == self.recipe.seeds_of(bridge)[0]:
-            found.append(self._after(f"publish-{bridge}", bridge, seed, self._publish, dict))
+            found.append(self._after(f"publish-{bridge}", bridge, seed, self._publish, self._label_key))
             if self.recipe.analysis.layer_weights and self.recipe.task and weighs_layers(self.recipe, bridge):
                 found.append(self._after(f"weights-{bridge}", bridge, seed, self._weights, self._analysis_key))
+                if weighs_tokens(self.recipe, bridge):
+                    found.append(self._after(f"tokens-{bridge}", bridge, seed, self._tokens, self._analysis_key))
         return found
 
     def _after(self, name: str, bridge: str, seed: int, work: Any, settings: Any) -> Unit:
@@ -215,10 +233,20 @@ class BridgeRun:
     def _weights(self, step: Step) -> None:
         analyse_bridge(self.recipe, self.workspace, self.parts, step)
 
+    def _tokens(self, step: Step) -> None:
+        analyse_tokens(self.recipe, self.workspace, self.parts, step)
+
     # The rest
 
     def _analysis_key(self) -> dict[str, Any]:
-        return {"prepare": self._prepare_key(), "analysis": self.recipe.analysis.model_dump(mode="json")}
+        return {
+            "prepare": self._prepare_key(),
+            "analysis": self.recipe.analysis.model_dump(mode="json"),
+            "limit": self.recipe.evaluate.limit,  # the texts looked at are those tested
+        }
+
+    def _label_key(self) -> dict[str, Any]:
+        return {"labels": PreparedBridgeData(self.workspace).summary["labels"]}
 
     def _prepare(self) -> None:
         prepare(self.recipe, self.workspace, self.log)
@@ -226,11 +254,10 @@ class BridgeRun:
     def _other_units(self) -> list[Unit]:
         """Controls and what is known before training."""
         recipe = self.recipe
-        models = {"models": self._models}
         found = [
             Unit(
                 f"control-{control}",
-                partial(self._key_of, f"control-{control}", {**models, **self._test_key()}),
+                partial(self._key_of, f"control-{control}", self._control_key(control)),
                 partial(evaluate_control, recipe, self.workspace, self.parts, control, self.log),
             )
             for control in recipe.evaluate.controls
@@ -239,7 +266,7 @@ class BridgeRun:
             found.append(
                 Unit(
                     "alignment",
-                    partial(self._key_of, "alignment", {**models, **self._analysis_key()}),
+                    partial(self._key_of, "alignment", {"models": self._models, **self._analysis_key()}),
                     partial(analyse_encoder, recipe, self.workspace, self.parts, self.log),
                 )
             )

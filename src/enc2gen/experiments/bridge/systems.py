@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from enc2gen.experiments.bridge.recipe import BridgeRecipe, StageSection
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.llms.loading import load_llm, load_llm_tokenizer
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
+from enc2gen.models.bridge.processor import BridgeProcessor
 from enc2gen.models.bridge.state_cache import FrozenStateCache
 from enc2gen.tokenization.bridge_codec import BridgeCodec
 from enc2gen.training.bridging import TuningConfig, train_bridge
@@ -139,19 +140,8 @@ class Parts:
 
     def codec(self, model: BridgeForConditionalGeneration, prompt: str) -> BridgeCodec:
         """Text to ids and back, with a stage's prompt."""
-        config = model.config
-        return BridgeCodec(
-            self.encoder_tokenizer,
-            self.llm_tokenizer,
-            source_template=self.recipe.encoder.template,
-            prompt=prompt,
-            prompt_with_source="{source}" in prompt,
-            max_source_length=self.recipe.encoder.max_length,
-            max_target_length=self.recipe.max_target_length,
-            start_id=config.decoder_start_token_id,
-            encoder_pad_id=config.encoder_pad_token_id,
-            llm_pad_id=config.pad_token_id,
-        )
+        processor = cast(BridgeProcessor, model.processor)
+        return processor.make_codec(self.recipe.max_target_length, prompt, prompt_with_source="{source}" in prompt)
 
     def cache(self, model: BridgeForConditionalGeneration, bridge: str) -> FrozenStateCache | None:
         """States of the frozen encoder, shared by all bridges of this process that read the same ones."""
@@ -191,6 +181,7 @@ def load_bridge(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: 
 def _started(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step) -> BridgeForConditionalGeneration:
     tuned = [recipe.tuning(step.bridge, earlier.stage) for earlier in step.chain]
     model = parts.model(step.bridge, step.seed, tuned)
+    cast(Any, model).to(device())  # halves that are shared may be there already, and all has to be in one place
     if recipe.hidden_states(step.bridge).normalise == "standardise":
         codec = parts.codec(model, step.chain[0].stage.prompt)
         examples, _ = stage_examples(recipe, PreparedBridgeData(workspace), codec, step.chain[0].stage)
@@ -259,22 +250,20 @@ def train_step(
         f"{config.learning_rate:g}, {len(train):,} examples"
     )
     result = train_bridge(model, train, dev, config, step.stage.batching, folder, tuning=tuning, cache=cache, log=log)
+    cast(Any, model).to(device())  # where it was before: the trainer chooses its own device
     if result.interrupted:
         raise Interrupted(
             f"interrupted after {result.steps} of {config.max_steps} steps; everything is saved", where=str(folder)
         )
     if codec.truncated:
         log(f"{step.bridge}: texts were cut to the length limits {codec.truncated:,} times")
-    learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     with writing(folder):
         save_weights(model, folder / "weights", trained_only=True)
     shutil.rmtree(folder / "checkpoints")  # of use to an interrupted step only;
     (folder / "checkpoints").mkdir()  # but the folder says that training would be lost if it were replaced
     names = ("steps", "best_step", "best_loss", "losses", "tokens", "seconds", "tokens_per_second", "stopped_early")
-    summary = {name: getattr(result, name) for name in names}
-    workspace.write_json(
-        folder / "result.json", {**summary, "parameters": learnt, "learning_rate": config.learning_rate}
-    )
+    summary = {name: getattr(result, name) for name in (*names, "parameters")}
+    workspace.write_json(folder / "result.json", {**summary, "learning_rate": config.learning_rate})
     log(f"{step.bridge}: {result.seconds:.0f} s; best validation loss {result.best_loss} at step {result.best_step}")
 
 
@@ -295,9 +284,3 @@ def publish(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step
 def device() -> torch.device:
     """Where bridges are measured."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_steps(recipe: BridgeRecipe, bridge: str, rate: float | None) -> Iterator[tuple[int, Step]]:
-    """The last step of each seed of a bridge, at the chosen rate."""
-    for seed in recipe.seeds_of(bridge):
-        yield seed, steps(recipe, bridge, seed, rate)[-1]

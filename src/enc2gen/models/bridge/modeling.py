@@ -226,8 +226,8 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def fit_states(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Measure the statistics of `hidden_states: {normalise: standardise}` on batches of (ids, mask)."""
-        with torch.no_grad():
-            self.states.fit((self.states.select(self.encode_raw(ids, mask)), mask) for ids, mask in batches)
+        moved = ([part.to(self.encoder.device) for part in batch] for batch in batches)
+        self.states.fit((self.states.select(self.encode_raw(ids, mask)), mask) for ids, mask in moved)
 
     @torch.no_grad()
     def layer_weights(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

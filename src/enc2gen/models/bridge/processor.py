@@ -46,8 +46,13 @@ class BridgeProcessor:
         self.encoder_tokenizer, self.llm_tokenizer, self.config = encoder_tokenizer, llm_tokenizer, config
         self.codec = self.make_codec(max_target_length)
 
-    def make_codec(self, max_target_length: int = MAX_TARGET_LENGTH, prompt: str | None = None) -> BridgeCodec:
-        """The codec that makes training examples; `prompt` replaces the model's own."""
+    def make_codec(
+        self,
+        max_target_length: int = MAX_TARGET_LENGTH,
+        prompt: str | None = None,
+        prompt_with_source: bool | None = None,
+    ) -> BridgeCodec:
+        """The codec that makes training examples; `prompt` and `prompt_with_source` replace the model's own."""
         config = self.config
         if config.max_source_length is None or isinstance(config.eos_token_id, list):
             raise ModelError("max_source_length and one eos_token_id must be set", where="config.json")
@@ -56,7 +61,7 @@ class BridgeProcessor:
             self.llm_tokenizer,
             source_template=config.source_template,
             prompt=config.prompt if prompt is None else prompt,
-            prompt_with_source=config.prompt_with_source,
+            prompt_with_source=config.prompt_with_source if prompt_with_source is None else prompt_with_source,
             max_source_length=config.max_source_length,
             max_target_length=max_target_length,
             start_id=config.decoder_start_token_id,

@@ -140,7 +140,10 @@ class FrozenStateCache:
 
     @torch.no_grad()
     def _encode(self, sources: Sequence[SourceIds]) -> Tensor:
-        """`[layers, batch, length, hidden]`, or fused `[batch, length, hidden]`, in main memory."""
+        """`[layers, batch, length, hidden]`, or fused `[batch, length, hidden]`, in main memory.
+
+        Computed where the encoder is; the rest of the model has to be there, too.
+        """
         width, pad = max(map(len, sources)), self._pad or 0
         device = next(self._model.encoder.parameters()).device
         ids = torch.tensor([[*source, *[pad] * (width - len(source))] for source in sources], device=device)
