@@ -279,6 +279,11 @@ def test_own_settings_win_and_seed_and_searched_rate_are_set(tmp_path: Path) -> 
     assert recipe.task is not None and recipe.task.languages == ["kaz_Cyrl"]
 
 
+def test_languages_need_a_task_to_be_tested_in() -> None:
+    with pytest.raises(ConfigError, match=r"--languages(?s:.)*no task"):
+        load_bridge_recipe(ROOT / "recipes" / "bridge-translation.yaml", languages=["kk"])
+
+
 def test_steps_before_the_searched_stage_are_shared_by_all_rates(tmp_path: Path) -> None:
     value = content() | {"search": {"learning_rates": [0.1, 0.2]}}
     value["stages"] = [{**value["stages"][0], "name": "first"}, value["stages"][0]]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from enc2gen.corpora.languages import normalise_languages
 from enc2gen.data.batching import BatchingConfig
 from enc2gen.data.tasks import build_task
-from enc2gen.errors import Enc2genError
+from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.evaluation.llm_alone import INSTRUCTION
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments.recipe import problems, read_content, validated
@@ -276,10 +276,7 @@ class BridgeRecipe(_Section):
 
     @model_validator(mode="after")
     def _names_fit(self) -> BridgeRecipe:
-        found = [
-            *self._stage_problems(),
-            *(problem for name in self.bridges for problem in self._bridge_problems(name)),
-        ]
+        found = [*self._stage_problems(), *(line for name in self.bridges for line in self._bridge_problems(name))]
         reference = self.evaluate.reference
         if reference is not None and reference not in self.bridges:
             found.append(f"evaluate.reference is {reference!r}; bridges: {', '.join(self.bridges)}")
@@ -389,13 +386,15 @@ def load_bridge_recipe(
 
     Args:
         path: YAML file.
-        overrides: `section.key=value` settings that replace the file's; values are YAML.
+        overrides: `section.key=value` settings that replace the file's.
         languages: replace the languages that the task is tested in.
 
     Raises:
         ConfigError: file missing or not YAML, or fields unknown, missing or invalid: all are listed.
     """
     content = read_content(path, overrides)
-    if languages and isinstance(content.get("task"), dict):
+    if languages and not isinstance(content.get("task"), dict):
+        raise ConfigError("the recipe has no task to test in languages", where="--languages", remedy="leave it out")
+    if languages:
         content["task"]["languages"] = list(languages)
     return validated(BridgeRecipe, content, path)
