@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from enc2gen.errors import ConfigError, ModelError
-from enc2gen.evaluation.label_scoring import LabelTree, score_tree
+from enc2gen.evaluation.label_scoring import LabelTree, length_sorted_batches, score_tree
 from enc2gen.evaluation.llm_alone import LlmAlone
 
 TEXTS = ["ab", "a longer text of many words", "zq </s> x", "kk kk"]
@@ -155,3 +155,13 @@ def test_long_texts_are_cut_and_wrong_instructions_refused(tokenizer: PreTrained
         LlmAlone(tiny_llm(), tokenizer, LABELS, instruction="what is it?")
     with pytest.raises(ConfigError, match="empty"):
         LlmAlone(tiny_llm(), tokenizer, ["a", " "])
+
+
+def test_batches_are_bounded_in_texts_and_in_tokens() -> None:
+    lengths = [5000, 30, 3000, 900, 40, 900, 35, 20, 900, 900, 900]
+    batches = length_sorted_batches(lengths, 3)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(batch) <= 3 for batch in batches)
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 4096 for batch in batches)
+    assert batches[0] == [0]  # one text alone may be longer
+    assert len(batches) == 5  # and no batch could have taken the next text

@@ -181,12 +181,27 @@ def score_separately(llm: PreTrainedModel, source: ReadSource, labels: Sequence[
     return torch.stack(columns, dim=1)
 
 
+MAX_BATCH_TOKENS = 4096
+"""Most tokens of a batch, padding included (our choice): texts in a script that an LLM spells out in bytes are long, and
+the memory of attention grows with the square of the length."""
+
+
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like lengths, the longest first, so that a lack of memory shows at once."""
+    """Indices in batches of like lengths, the longest first, so that a lack of memory shows at once.
+
+    A batch holds at most `batch_size` texts and, unless it is a single text, `MAX_BATCH_TOKENS` tokens.
+    """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}", where="batch_size", remedy="use 1 or more")
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    for index in order:
+        fits = batches and len(batches[-1]) < batch_size
+        if fits and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= MAX_BATCH_TOKENS:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
+from enc2gen.evaluation.label_scoring import length_sorted_batches
 from enc2gen.evaluation.llm_alone import LlmAlone
 from enc2gen.generation.generator import DecodingConfig, pad_rows
 
@@ -50,7 +51,6 @@ def write_alone(
     """
     questions = _Questions(llm, tokenizer, ["-"], instruction=instruction)  # the label is not used
     rows = questions.ids(texts)
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     assert isinstance(pad, int)
     answers = [""] * len(rows)
@@ -58,8 +58,7 @@ def write_alone(
     arguments = {**decoding.arguments(), "pad_token_id": pad, "eos_token_id": tokenizer.eos_token_id}
     no_repeat = arguments.pop("no_repeat_ngram_size", 0)
     torch.manual_seed(seed)
-    for start in range(0, len(order), decoding.batch_size):
-        chosen = order[start : start + decoding.batch_size]
+    for chosen in length_sorted_batches([len(row) for row in rows], decoding.batch_size):
         ids, mask = pad_rows([rows[index] for index in chosen], pad, llm.device, left=True)
         behind = LogitsProcessorList([_NoRepeatBehind(no_repeat, ids.shape[1])] if no_repeat else [])
         output = model.generate(input_ids=ids, attention_mask=mask, logits_processor=behind, **arguments)
