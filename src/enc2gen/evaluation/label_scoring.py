@@ -182,8 +182,8 @@ def score_separately(llm: PreTrainedModel, source: ReadSource, labels: Sequence[
 
 
 MAX_BATCH_TOKENS = 4096
-"""Most tokens of a batch, padding included (our choice): texts in a script that an LLM spells out in bytes are long, and
-the memory of attention grows with the square of the length."""
+"""Most tokens of a batch, padding included (our choice): texts in a script that an LLM spells out in bytes are long,
+and the memory of attention grows with the square of the length."""
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
