@@ -170,3 +170,10 @@ def test_impossible_wishes_are_refused(tmp_path: Path) -> None:
     config = TrainingConfig(max_steps=1, warmup=0)
     with pytest.raises(DataError, match="no example"):
         train_bridge(model, [], {}, config, BATCHES, tmp_path)
+
+
+def test_validation_batches_are_as_small_as_those_of_training(tmp_path: Path) -> None:
+    model, sizes = tiny_bridge(), []
+    model.register_forward_pre_hook(lambda _, __, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True)
+    train(model, tmp_path)
+    assert max(sizes) == 4 and len(sizes) > 4 + 2  # six development examples take two batches

@@ -100,7 +100,14 @@ def train_bridge(
         return collate_bridge(examples, encoder_pad, llm_pad, cache=cache)
 
     validation = {
-        name: bridge_evaluation_batches(examples, encoder_pad, llm_pad, max_tokens=batching.max_tokens, cache=cache)
+        name: bridge_evaluation_batches(
+            examples,
+            encoder_pad,
+            llm_pad,
+            max_tokens=batching.max_tokens,
+            max_examples=batching.max_examples,
+            cache=cache,
+        )
         for name, examples in dev.items()
         if examples
     }
