@@ -199,3 +199,17 @@ def test_models_with_languages_are_served_as_before(encoder_folder: Path, tmp_pa
     assert type(generator) is Generator
     with pytest.raises(LanguageError, match="no target language"):
         generator.generate(["abc"])
+
+
+def test_answers_may_be_as_long_as_the_codec_allows() -> None:
+    model = tiny_bridge()
+    model.generation_config.max_new_tokens = None
+    model.generation_config.eos_token_id = None  # never ends by itself
+    generator, written = BridgeGenerator(model), []
+    decode = generator.codec.decode
+    generator.codec.decode = lambda ids: written.append(len(ids)) or decode(ids)  # type: ignore[method-assign,func-returns-value]
+    generator.generate(["ab"], config=DecodingConfig(num_beams=1))
+    generator.generate(["ab"], config=DecodingConfig(num_beams=1, max_new_tokens=7))
+    model.generation_config.max_new_tokens = 9
+    generator.generate(["ab"], config=DecodingConfig(num_beams=1))
+    assert written == [generator.codec.max_target_length, 7, 9]

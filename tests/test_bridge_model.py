@@ -248,12 +248,15 @@ def test_a_bridge_without_its_halves_loads_them_by_name(tmp_path: Path) -> None:
     model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path), **options)
     inputs = batch_of(model)
     model.fit_states([(inputs["input_ids"], inputs["attention_mask"])])
+    model.generation_config.max_new_tokens = 77
     model.save_pretrained(tmp_path / "bridge", parts="trained")
     with safe_open(tmp_path / "bridge" / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert names == set(model.trained_state_dict())
     assert {name.split(".")[0] for name in names} == {"states", "fusion", "mapper", "end_vector"}
-    saved_equals(model, AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "bridge"))
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "bridge")
+    saved_equals(model, loaded)
+    assert loaded.generation_config.max_new_tokens == 77
     assert model.config.saved_parts == "all"
 
 

@@ -68,6 +68,8 @@ class BridgeGenerator(Generator):
         device = self.model.device
         ids, mask = pad_rows([source for source, _ in sources], self.codec.encoder_pad_id, device)
         heads, head_mask = pad_rows([head for _, head in sources], self.codec.llm_pad_id, device, left=True)
+        if self.model.generation_config.max_new_tokens is None:  # transformers would stop after 20
+            arguments = {"max_new_tokens": self.codec.max_target_length, **arguments}
         output: Any = self.model.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -275,6 +275,7 @@ def publish(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step
     with writing(target):
         model = load_bridge(recipe, workspace, parts, step)
         model.config.labels = PreparedBridgeData(workspace).summary["labels"]  # `enc2gen classify` chooses from them
+        model.generation_config.max_new_tokens = recipe.max_target_length
         model.save_pretrained(temporary, parts="trained")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)

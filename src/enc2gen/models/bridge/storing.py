@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from enc2gen.encoders.dtypes import parse_dtype
 from enc2gen.encoders.reading import load_reading_encoder
@@ -190,6 +192,8 @@ def _load_trained(
                 remedy=f"give the right one as {part}_name=...",
             )
     model = model_class(config, encoder, llm)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     result = model.load_state_dict(state, strict=False)
     loaded = {key.partition(".")[0] for key in state}
     missing = [key for key in result.missing_keys if key.partition(".")[0] not in {"encoder", "llm"} - loaded]
