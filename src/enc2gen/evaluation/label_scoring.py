@@ -9,7 +9,9 @@ per label would give. The cost beside the source is one position per node, whate
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -204,6 +206,17 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     return batches
 
 
+def return_free_memory() -> None:
+    """Give freed memory back to the system (glibc only; nothing happens elsewhere).
+
+    The allocator settings of `enc2gen run` keep what is freed for the next step, which is right for training, where
+    steps are alike; batches of ever shorter texts would leave it in pieces that fit nothing, until there is none left.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 @dataclass(frozen=True)
 class Classification:
     """Predictions for some texts.
@@ -273,6 +286,7 @@ class TreeScorer(ABC, Generic[Encoded]):
             if self._in_one_pass is None:
                 self._in_one_pass = self._fits_one_pass([chosen[0], chosen[-1]])
             scores[batch] = self._score(chosen, self._in_one_pass).cpu().numpy()
+            return_free_memory()
             done += len(batch)
             if on_batch is not None:
                 on_batch(done)
