@@ -6,9 +6,9 @@ import json
 import os
 import random
 import signal
-import time
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
