@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from enc2gen.errors import ConfigError, DataError, ModelError, OutputError
+from enc2gen.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from enc2gen.evaluation.classification import Classification
@@ -139,16 +138,9 @@ def _write(texts: list[str], result: Classification, output_file: Path | None) -
         share = "" if shares is None else f"{shares[index].max():.4f}"
         rows.append((" ".join(text.split()), " ".join(label.split()), share))
     table = "".join("\t".join(row) + "\n" for row in rows)
-    if output_file is None:
-        sys.stdout.buffer.write(table.encode("utf-8"))
-        sys.stdout.flush()
-        return
-    try:
-        output_file.write_text(table, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write: {error.strerror}", where=str(output_file), remedy="check space and rights"
-        ) from error
+    from enc2gen.cli.generate import write_output
+
+    write_output(table, output_file)
 
 
 def _tell(result: Classification, gold: list[str], generator: BridgeGenerator, errors: Console) -> None:

