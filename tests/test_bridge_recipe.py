@@ -58,7 +58,7 @@ def write(tmp_path: Path, value: Any) -> Path:
 
 def test_all_recipes_are_there() -> None:
     published = ["langbridge", "global-softmax", "transformer-softmax", "layalign", "mindmerger", "lingualift"]
-    names = [*published, "merlin", "llink", "quickstart", "sib200", "translation"]
+    names = [*published, "merlin", "llink", "quickstart", "sib200", "shortcut", "translation"]
     assert {f"bridge-{name}.yaml" for name in names} == {path.name for path in RECIPES}
 
 

@@ -127,11 +127,17 @@ def test_a_run_leaves_results_report_and_models_and_is_cached(tmp_path: Path, co
     assert set(results["controls"]) == {"majority", "probe", "llm_alone"}
     assert results["controls"]["majority"]["accuracy"]["languages"]["kk"]["value"] == 50
     assert set(results["paired"]["global"]) == {"last", "majority", "probe", "llm_alone"}
+    by_generation = results["paired_by"]["generation"]["global"]["last"]["languages"]["kk"]["value"]
+    values = [
+        results["bridges"][name]["accuracy"]["generation"]["languages"]["kk"]["value"] for name in ("global", "last")
+    ]
+    assert by_generation == pytest.approx(values[0] - values[1]) and results["samples"] == {}
     for losses in results["search"].values():
         assert set(losses) == {"0.001", "0.01"}
     assert {"table", "correlation"} <= set(results["alignment"])
     html = (root / "report.html").read_text(encoding="utf-8")
     assert "By language" in html and "<svg" in html and "linear probe" in html
+    assert "Accuracy by generation" in html and "By language, by generation" in html
     assert "| Kazakh (kk) |" in (root / "results.md").read_text(encoding="utf-8")
     assert (root / "figures" / "weights-global.png").exists()
     model = BridgeForConditionalGeneration.from_pretrained(root / "models" / "global")
@@ -329,6 +335,18 @@ def test_two_stages_pairs_tuning_and_an_aligner(
     trained = (root / "data" / "stages" / "alignment" / "train.jsonl").read_text(encoding="utf-8")
     assert '"kk-en"' in trained and '"mn-en"' not in trained
     assert results["controls"]["llm_alone"]["pairs"]["kk-en"]["exact-match"]["value"] == 0
+    match = results["bridges"]["aligned"]["pairs"]["mn-en"]["exact-match"]
+    assert (match["low"], match["high"]) == (match["seeds"][0]["low"], match["seeds"][0]["high"])
+    outputs = (root / "bridges" / "aligned" / "seed0").glob("*/outputs.jsonl")
+    rows = [json.loads(line) for path in outputs for line in path.read_text(encoding="utf-8").splitlines()]
+    html, text = ((root / name).read_text(encoding="utf-8") for name in ("report.html", "results.md"))
+    for group in ("kk-en", "mn-en"):
+        assert 0 < len(results["samples"][group]) <= 5 and f"## Sample outputs, {group}" in text
+        for sample in results["samples"][group]:
+            assert set(sample["outputs"]) == {"aligned", "tuned", "source"}
+            mine = (sample["source"], sample["references"][0], sample["outputs"]["aligned"])
+            assert mine in [(row["source"], row["target"], row["output"]) for row in rows if row["group"] == group]
+            assert f">{sample['source']}<" in html
     encoder = {name: p for name, p in tiny_encoder().named_parameters()}
     tuned = BridgeForConditionalGeneration.from_pretrained(root / "models" / "tuned")
     assert any(not torch.equal(p, encoder[name]) for name, p in tuned.encoder.named_parameters())

@@ -65,6 +65,8 @@ def results() -> dict[str, Any]:
             "worse": {"0.001": 2.0, "0.01": 1.0},
             "ours": {"0.01": 1.0},
         },
+        "paired_by": {},
+        "samples": {},
         "paired": {"ours": {"last": against_last, "llm_alone": against_llm}, "worse": {"last": against_last}},
     }
 
@@ -113,6 +115,54 @@ def test_a_best_step_that_is_the_last_is_flagged(results: dict[str, Any]) -> Non
     assert "not have converged" in note(results, "Training") and "(worse, ours)" in note(results, "Training")
     results["bridges"] = {"last": bridge(60.0, [200])}
     assert "converged" not in note(results, "Training")
+
+
+def test_labels_chosen_by_generation_have_tables_of_their_own(results: dict[str, Any]) -> None:
+    assert not [table["title"] for table in result_tables(results) if "generation" in table["title"]]
+    for name, value in (("last", 40.0), ("ours", 20.0), ("worse", 10.0)):
+        results["bridges"][name]["accuracy"]["generation"] = system(value)
+    difference = {"value": -20.0, "low": -25.0, "high": -15.0}
+    against_last = {"groups": {"transfer": difference}, "languages": {"kk": difference}}
+    results["paired_by"] = {"generation": {"ours": {"last": against_last}}}
+    rows = cells(results, "Accuracy by generation")
+    assert rows["ours"]["other languages"] == "20.0 [18.0, 22.0]"
+    assert rows["ours"]["against last"] == "-20.0 [-25.0, -15.0]"
+    assert cells(results, "By script, by generation")["last"]["Cyrl (1)"] == "40.0 [38.0, 42.0]"
+    kazakh = cells(results, "By language, by generation")["Kazakh (kk)"]
+    assert (kazakh["ours"], kazakh["ours against last"]) == ("20.0", "-20.0 [-25.0, -15.0]")
+    assert "by generation" in note(results, "Accuracy by generation") and "by likelihood" in note(results, "Accuracy")
+    assert cells(results, "Accuracy")["ours"]["other languages"] == "66.0 [64.0, 68.0]"
+
+
+@pytest.fixture
+def written(results: dict[str, Any]) -> dict[str, Any]:
+    """Results with two language pairs, written by two bridges and the LLM alone."""
+    results["bridges"] = {name: results["bridges"][name] for name in ("last", "ours")}
+    for entry, value in (
+        *zip(results["bridges"].values(), (30.0, 40.0), strict=True),
+        (results["controls"]["llm_alone"], 5.0),
+    ):
+        entry["pairs"] = {"kk-en": {"chrf++": score(value), "bleu": None}, "ug-en": {"chrf++": score(value / 2)}}
+    outputs = {"last": "a | b\n<i>", "ours": "house"}
+    results["samples"] = {"kk-en": [{"source": "үй", "references": ["house", "home"], "outputs": outputs}]}
+    return results
+
+
+def test_scores_of_written_texts_have_intervals(written: dict[str, Any]) -> None:
+    rows = cells(written, "Writing")
+    assert rows["ours"]["kk-en chrF++"] == "40.0 [38.0, 42.0]" and rows["last"]["ug-en chrF++"] == "15.0 [13.0, 17.0]"
+    assert rows["LLM alone"]["kk-en chrF++"] == "5.0 [3.0, 7.0]" and rows["ours"]["kk-en BLEU"] == "–"
+
+
+def test_samples_stand_beside_their_sources_and_references(written: dict[str, Any]) -> None:
+    assert cells(written, "Sample outputs, kk-en") == {
+        "үй": {"source": "үй", "reference": "house / home", "last": "a | b\n<i>", "ours": "house"}
+    }
+    table = next(table for table in result_tables(written) if table["title"].startswith("Sample"))
+    assert markdown(table).splitlines()[-1] == "| үй | house / home | a \\| b &lt;i> | house |"
+    console = Console(record=True, width=80, force_terminal=False)
+    print_results(written, console)
+    assert "40.0" in (text := console.export_text()) and "house" not in text
 
 
 def test_markdown_is_a_table_of_equal_rows(results: dict[str, Any]) -> None:

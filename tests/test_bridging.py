@@ -71,7 +71,12 @@ def test_exactly_the_chosen_parts_learn(tmp_path: Path, tuning: dict[str, Any], 
 
 def test_frozen_parts_get_no_gradient_and_keep_their_precision(tmp_path: Path) -> None:
     model = tiny_bridge(llm=tiny_llm().to(torch.bfloat16))
+    learning: set[str] = set()
+    model.register_forward_pre_hook(
+        lambda *_: learning.update(n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad)
+    )
     train(model, tmp_path)
+    assert learning == {"mapper", "end_vector"}
     assert {parameter.dtype for parameter in model.llm.parameters()} == {torch.bfloat16}
     assert all(p.grad is None for half in (model.encoder, model.llm) for p in half.parameters())
     assert model.mapper.map.weight.dtype == torch.float32  # type: ignore[union-attr]
@@ -159,6 +164,12 @@ def test_other_examples_or_another_tuning_are_not_resumed(tmp_path: Path) -> Non
     train(tiny_bridge(), tmp_path)
     with pytest.raises(CheckpointError, match=r"data\.tuning"):
         train(tiny_bridge(), tmp_path, tuning=TuningConfig(encoder="full"))
+    other = examples()
+    other[0] = EncodedExample(other[0].input_ids, other[0].decoder_input_ids, (31, EOS))
+    model = tiny_bridge()
+    config = TrainingConfig(max_steps=4, learning_rate=0.01, warmup=0, progress=False, tensorboard=False)
+    with pytest.raises(CheckpointError, match=r"data\.examples"):
+        train_bridge(model, other, {}, config, BATCHES, tmp_path)
 
 
 def test_impossible_wishes_are_refused(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ class Enc2genError(Exception):
         return f"{text}\n  remedy: {self.remedy}" if self.remedy else text
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line for a message of ours; its type's name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ConfigError(Enc2genError, ValueError):
     """A recipe, option or argument is not valid."""
 

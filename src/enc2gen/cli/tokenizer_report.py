@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
+from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,9 +117,8 @@ def _read_tokenizer_file(path: Path) -> PreTrainedTokenizerBase:
         backend = Tokenizer.from_file(str(path))
         model: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["model"]
     except Exception as error:  # tokenizers raises bare exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"not a tokenizer.json of a fast tokenizer ({reason})",
+            f"not a tokenizer.json of a fast tokenizer ({first_line(error)})",
             where=str(path),
             remedy="load the tokenizer with transformers' AutoTokenizer and save it: save_pretrained(DIR)",
         ) from error

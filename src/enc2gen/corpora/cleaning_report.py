@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 from rich import box
 from rich.console import Console
@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from enc2gen.corpora.languages import language_name
-from enc2gen.errors import DataError, LanguageError, OutputError
+from enc2gen.corpora.report_pages import html_environment, replace_text, writing_report
+from enc2gen.errors import DataError, LanguageError
 
 __all__ = [
     "UNKNOWN_LANGUAGE",
@@ -233,17 +234,10 @@ def write_cleaning_report(
     page = _environment().get_template("cleaning.html.j2").render(_context(stats, reasons, repairs, title, settings))
     report = json.dumps(stats.to_json(), ensure_ascii=False, indent=2) + "\n"
     path = folder / "report.html"
-    try:
+    with writing_report(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for file, content in ((folder / "report.json", report), (path, page)):
-            temporary = file.with_name(f".{file.name}.tmp")
-            # Half of a surrogate pair cannot be encoded; it is shown as "?" rather than lost with the report.
-            temporary.write_text(content, encoding="utf-8", errors="replace")
-            temporary.replace(file)
-    except OSError as error:
-        raise OutputError(
-            f"the report cannot be written: {error.strerror}", where=str(folder), remedy="check space and rights"
-        ) from error
+            replace_text(file, content)
     return path
 
 
@@ -340,13 +334,7 @@ def _language_label(language: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("enc2gen.corpora", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("enc2gen.corpora")
     environment.filters["thousands"] = lambda value: f"{value:,.0f}"
     environment.filters["visible"] = visible_controls
     environment.filters["language"] = _language_label

@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.embedded import EMBEDDED, load_embedded, load_embedded_tokenizer
-from enc2gen.errors import CheckpointError, ModelError
+from enc2gen.encoders.weights import check_complete, reading_weights
+from enc2gen.errors import ModelError, first_line
 
 EMBEDDED_PREFIX = "embedded:"
 
@@ -86,21 +87,9 @@ def _load_checkpoint(name: str) -> PreTrainedModel:
     options: dict[str, Any] = {"dtype": "float32"}
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         options["add_pooling_layer"] = False  # a pooler is dead weight here, and often missing from checkpoints
-    try:
+    with reading_weights(name, "encoder"):
         model, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **options)
-    except Exception as error:
-        raise CheckpointError(
-            f"the encoder's weights cannot be read ({type(error).__name__}: {error})",
-            where=name,
-            remedy="download the checkpoint again; it must hold safetensors weights of this very encoder",
-        ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"the checkpoint lacks {len(missing)} of the encoder's tensors, for example {missing[0]}",
-            where=name,
-            remedy="use a complete checkpoint of this encoder; random weights would make a useless generator",
-        )
+    check_complete(info["missing_keys"], name, "encoder", otherwise="would make a useless generator")
     return cast(PreTrainedModel, model.eval())
 
 
@@ -115,9 +104,8 @@ def _load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"no encoder can be loaded from this name ({reason})",
+            f"no encoder can be loaded from this name ({first_line(error)})",
             where=name,
             remedy="give a folder with config.json, the name of a Hub model that is reachable from here, or one of: "
             + ", ".join(EMBEDDED_PREFIX + entry for entry in EMBEDDED),
@@ -136,9 +124,8 @@ def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no tokenizer can be loaded from this name ({reason})",
+            f"no tokenizer can be loaded from this name ({first_line(error)})",
             where=name,
             remedy="give a folder with tokenizer.json, or a reachable Hub name",
         ) from error

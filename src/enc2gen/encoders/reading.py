@@ -29,7 +29,8 @@ from transformers.models.auto.modeling_auto import (
 from enc2gen.encoders.dtypes import check_dtype, parse_dtype, to_dtype
 from enc2gen.encoders.embedded import EMBEDDED, load_embedded
 from enc2gen.encoders.loading import EMBEDDED_PREFIX
-from enc2gen.errors import CheckpointError, ModelError
+from enc2gen.encoders.weights import check_complete, reading_weights
+from enc2gen.errors import ModelError, first_line
 
 FINAL_NORMS: Mapping[str, str] = {
     "blenderbot": "layer_norm",
@@ -138,25 +139,14 @@ def _load_checkpoint(name: str, dtype: torch.dtype) -> PreTrainedModel:
     config = _load_config(name)
     _check_type(config, name)
     model_class = _model_class(config)
-    try:
+    with reading_weights(name, "encoder"):
         model, info = model_class.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **_no_pooler(model_class)
         )
-    except Exception as error:
-        raise CheckpointError(
-            f"the encoder's weights cannot be read ({type(error).__name__}: {error})",
-            where=name,
-            remedy="download the checkpoint again; it must hold safetensors weights of this very encoder",
-        ) from error
     half = _encoder_half(model)
     own = {id(parameter) for parameter in half.parameters()}
-    missing = sorted(info["missing_keys"] & {name for name, p in model.named_parameters() if id(p) in own})
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint lacks {len(missing)} of the encoder's tensors, for example {missing[0]}",
-            where=name,
-            remedy="use a complete checkpoint of this encoder; random weights would say nothing about a text",
-        )
+    missing = info["missing_keys"] & {name for name, p in model.named_parameters() if id(p) in own}
+    check_complete(missing, name, "encoder", otherwise="would say nothing about a text")
     half.config.name_or_path = name
     return _without_pooler(half).eval()
 
@@ -165,10 +155,9 @@ def _load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         embedded = [EMBEDDED_PREFIX + entry for entry in EMBEDDED]
         raise ModelError(
-            f"no encoder can be loaded from this name ({reason})",
+            f"no encoder can be loaded from this name ({first_line(error)})",
             where=name,
             remedy=f"{suggestion(name, embedded)}give a folder with config.json, the name of a Hub model that is "
             f"reachable from here, or one of: {', '.join(embedded)}",

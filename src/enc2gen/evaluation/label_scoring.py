@@ -16,13 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from enc2gen.data.batching import length_ordered
 from enc2gen.errors import ConfigError
 from enc2gen.evaluation.significance import Floats
 from enc2gen.models.bridge.llm_inputs import accepts
@@ -188,6 +189,11 @@ MAX_BATCH_TOKENS = 4096
 and the memory of attention grows with the square of the length."""
 
 
+class _Text(NamedTuple):
+    source_length: int
+    target_length: int = 0
+
+
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of like lengths, the longest first, so that a lack of memory shows at once.
 
@@ -196,14 +202,9 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}", where="batch_size", remedy="use 1 or more")
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches: list[list[int]] = []
-    for index in order:
-        fits = batches and len(batches[-1]) < batch_size
-        if fits and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= MAX_BATCH_TOKENS:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
+    # A text that is longer than any batch may be fills one, instead of being refused as an example of training is.
+    texts = [_Text(min(lengths[index], MAX_BATCH_TOKENS)) for index in order]
+    return [[order[place] for place in cut] for cut in length_ordered(texts, MAX_BATCH_TOKENS, batch_size)]
 
 
 def return_free_memory() -> None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from enc2gen.corpora.languages import normalise_languages
-from enc2gen.errors import Enc2genError
+from enc2gen.experiments.recipe_fields import Languages, Section
 from enc2gen.models.embedding_init import InitialisationConfig
 from enc2gen.training.adaptation import AdaptationConfig
 
 
-class ExtensionConfig(BaseModel):
+class ExtensionConfig(Section):
     """New pieces for languages that the encoder's tokenizer breaks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int | Literal["auto"] = Field(
         default="auto", description="number of new pieces, or auto: chosen on development bits per character"
     )
-    languages: list[str] | None = Field(
+    languages: Languages | None = Field(
         default=None, description="learn pieces from text in these languages; the recipe's languages by default"
     )
     byte_fallback: bool = Field(
@@ -42,19 +39,9 @@ class ExtensionConfig(BaseModel):
             raise ValueError("give the number of new pieces, 1 or more, or auto")
         return size
 
-    @field_validator("languages")
-    @classmethod
-    def _tags(cls, languages: list[str] | None) -> list[str] | None:
-        try:
-            return None if languages is None else normalise_languages(languages)
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
 
-
-class EncoderConfig(BaseModel):
+class EncoderConfig(Section):
     """The pretrained encoder and what is done with it before a decoder grows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="Hub name, folder, or embedded:multilingual-e5-small")
     layers: list[int] | None = Field(

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from enc2gen.corpora.languages import normalise_language
 from enc2gen.data.batching import BatchingConfig
 from enc2gen.data.mixture import MixtureConfig
 from enc2gen.data.noising import NoiseConfig
-from enc2gen.data.tasks import build_task
 from enc2gen.errors import ConfigError, Enc2genError
-from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments.encoder_config import EncoderConfig
-from enc2gen.generation.generator import DecodingConfig
+from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section, check_task
+from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.models.baselines import PRESETS, check_options
 from enc2gen.training.config import TrainingConfig
 
@@ -33,11 +31,7 @@ StageName = Literal["pretrain", "finetune"]
 STAGE_NAMES: tuple[StageName, ...] = ("pretrain", "finetune")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DatasetConfig(_Section):
+class DatasetConfig(Section):
     """One corpus with a task's mapping from fields to (source, target)."""
 
     path: str = Field(
@@ -58,14 +52,11 @@ class DatasetConfig(_Section):
 
     @model_validator(mode="after")
     def _task_mapping_is_valid(self) -> DatasetConfig:
-        try:
-            build_task(self.task, self.fields)
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
+        check_task(self.task, self.fields)
         return self
 
 
-class MonolingualConfig(_Section):
+class MonolingualConfig(Section):
     """Plain text for denoising."""
 
     path: str = Field(description="file, folder or hub:owner/name; {languages} stands for the recipe's languages")
@@ -82,7 +73,7 @@ class MonolingualConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """What is read."""
 
     datasets: list[DatasetConfig] = Field(min_length=1, description="corpora of (source, target) pairs")
@@ -96,7 +87,7 @@ class DataConfig(_Section):
     max_target_length: int = Field(default=256, ge=2, le=8192, description="tokens; longer targets are cut")
 
 
-class StageConfig(_Section):
+class StageConfig(Section):
     """One training stage."""
 
     training: TrainingConfig = Field(description="optimiser, schedule, checkpoints")
@@ -110,7 +101,7 @@ class PretrainConfig(StageConfig):
     noise: NoiseConfig = Field(default_factory=NoiseConfig, description="of the denoising objective")
 
 
-class SystemConfig(_Section):
+class SystemConfig(Section):
     """One system to build, train and measure."""
 
     preset: str = Field(default="swcm", description="swcm, random-decoder, base-a, ... (enc2gen doctor lists them)")
@@ -142,34 +133,24 @@ class SystemConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How systems are measured."""
 
-    metrics: list[str] = Field(
-        default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute"
-    )
+    metrics: Metrics = Field(default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="search")
     resamples: int = Field(default=1000, ge=100, description="bootstrap resamples of the 95 % intervals")
     limit: int | None = Field(default=None, ge=2, description="evaluate at most so many test examples per language")
     samples: int = Field(default=10, ge=0, description="sample outputs shown per run")
 
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: list[str]) -> list[str]:
-        for metric in metrics:
-            if metric not in METRICS:
-                raise ValueError(str(METRICS.unknown(metric)))
-        return metrics
 
-
-class Recipe(_Section):
+class Recipe(Section):
     """Everything one run needs: data, encoder, systems, training, evaluation."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="of the run")
+    name: str = Field(pattern=RUN_NAME, description="of the run")
     description: str = Field(default="", description="what the run is for")
     output: str | None = Field(default=None, description="folder of the run; runs/NAME by default")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of everything random")
-    languages: list[str] = Field(min_length=1, description="languages to write (BCP 47)")
+    languages: Languages = Field(min_length=1, description="languages to write (BCP 47)")
     encoder: EncoderConfig = Field(description="the encoder")
     data: DataConfig = Field(description="the corpora")
     systems: dict[str, SystemConfig] = Field(
@@ -178,14 +159,6 @@ class Recipe(_Section):
     pretrain: PretrainConfig | None = Field(default=None, description="pretraining; none by default")
     finetune: StageConfig | None = Field(default=None, description="fine-tuning; none by default")
     evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig, description="measuring")
-
-    @field_validator("languages")
-    @classmethod
-    def _tags(cls, languages: list[str]) -> list[str]:
-        try:
-            return list(dict.fromkeys(normalise_language(tag) for tag in languages))
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _trains_something(self) -> Recipe:
@@ -390,6 +363,11 @@ def _child(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
             return kind
         pending += typing.get_args(kind)
     return None
+
+
+def as_yaml(recipe: BaseModel) -> str:
+    """The recipe with all defaults filled in."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def digest(value: Mapping[str, Any] | Sequence[Any]) -> str:

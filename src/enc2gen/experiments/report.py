@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from enc2gen.corpora.languages import language_name
-from enc2gen.errors import OutputError
+from enc2gen.corpora.report_pages import html_environment, replace_text, writing_report
 from enc2gen.experiments import findings
 from enc2gen.experiments.curves import draw_curves, read_curves, save_png, to_svg
 from enc2gen.experiments.findings import METRIC_LABELS, METRIC_TERMS, SYSTEM_TERMS, Verdict, compare
-from enc2gen.experiments.recipe import Recipe
+from enc2gen.experiments.recipe import Recipe, as_yaml
 from enc2gen.experiments.terminal import print_results
 from enc2gen.experiments.workspace import Workspace
 
@@ -51,32 +50,18 @@ def write_report(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any
     picture = workspace.root / "curves.png"
     path = workspace.root / "report.html"
     curves = read_curves(recipe, workspace)
-    try:
+    with writing_report(path):
         picture.unlink(missing_ok=True)  # of an earlier run, with other curves
         if curves:
             figure = draw_curves(curves)
             save_png(figure, picture)
             context["curves"] = Markup(to_svg(figure))
-        # Text that cannot be encoded (half of a surrogate pair) is shown as "?" rather than lost with the report.
-        content = _environment().get_template("report.html.j2").render(context)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(content, encoding="utf-8", errors="replace")
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"the report cannot be written: {error.strerror}", where=str(path), remedy="check space and rights"
-        ) from error
+        replace_text(path, _environment().get_template("report.html.j2").render(context))
     return path
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("enc2gen.experiments", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("enc2gen.experiments")
     environment.filters["points"] = lambda value: NOTHING if value is None else f"{value:.1f}"
     environment.filters["nats"] = lambda value: NOTHING if value is None else f"{value:.2f}"
     environment.filters["thousands"] = lambda value: NOTHING if value is None else f"{value:,.0f}"
@@ -91,7 +76,7 @@ def _context(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -
     names = list(metrics["higher_is_better"])
     return {
         "recipe": recipe,
-        "recipe_yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "recipe_yaml": as_yaml(recipe),
         "metrics": metrics,
         "main": recipe.main_system,
         "machine": _machine(metrics.get("machine", {})),

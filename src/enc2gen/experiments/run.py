@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,7 +23,7 @@ from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
 from enc2gen.experiments.prepare import data_files, fingerprint, prepare
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
-from enc2gen.experiments.workspace import Workspace
+from enc2gen.experiments.workspace import Workspace, machine, replace_folder
 from enc2gen.training.runtime import locked_folder
 
 STAGES = ("prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report")
@@ -219,13 +217,7 @@ class Run:
     def _publish(self) -> None:
         """Copy the main system's model to `model/`."""
         source = systems.final_folder(self.recipe, self.workspace, self.recipe.main_system)
-        target, temporary = self.workspace.root / "model", self.workspace.root / ".model.tmp"
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        shutil.copytree(source, temporary)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        replace_folder(self.workspace.root / "model", lambda folder: shutil.copytree(source, folder))
 
     def _encoder_record(self, variant: str) -> dict[str, Any]:
         """What became of an encoder: sizes, unknown rates and, where it was adapted, its masked-LM losses."""
@@ -251,11 +243,7 @@ class Run:
             "recipe_hash": digest(self.recipe.model_dump(mode="json")),
             "seed": self.recipe.seed,
             "enc2gen": __version__,
-            "machine": {
-                "processor": platform.machine(),
-                "cores": torch.get_num_threads(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            },
+            "machine": machine(),
             "higher_is_better": {name: METRICS.get(name).higher_is_better for name in self.recipe.evaluate.metrics},
             "systems": {name: entry["scores"] for name, entry in measured.items()} | floors,
             "source_use": {name: entry["source_use"] for name, entry in measured.items()},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from enc2gen.experiments.encoders import prepared_encoder
 from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import Recipe, StageName
-from enc2gen.experiments.workspace import Workspace
+from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
 from enc2gen.models.swcm.report import REPORT_FILE
@@ -218,16 +217,13 @@ def _fresh_parameters(initial: Path) -> set[str]:
 
 
 def _replace(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
-    """Write a model folder whole, then put it in the place of an older one."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    with writing(target):
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    """Write a model folder in the place of an older one."""
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    replace_folder(target, save)
 
 
 def final_folder(recipe: Recipe, workspace: Workspace, name: str) -> Path:

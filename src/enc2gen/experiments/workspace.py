@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from enc2gen.errors import CheckpointError, OutputError
@@ -17,6 +19,25 @@ from enc2gen.training.checkpoint import write_json, writing
 from enc2gen.training.runtime import cpu_processes
 
 MARKER = "enc2gen-run.json"
+
+
+def machine() -> dict[str, Any]:
+    """What a run was carried out on."""
+    return {
+        "processor": platform.machine(),
+        "cores": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
+    """Have a folder written whole by `fill`, then put it in the place of an older `target`; may raise `OutputError`."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    with writing(target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        fill(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
 
 
 class Workspace:
@@ -90,11 +111,22 @@ class Workspace:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"a file of the run is missing or damaged ({error})",
-                where=str(path),
-                remedy=f"remove {self.root / 'stages'} and run again: finished stages are repeated",
-            ) from error
+            raise self._damaged(path, error) from error
+
+    def read_lines(self, path: Path) -> list[Any]:
+        """Read a file of JSON lines of this run; `CheckpointError` if it is missing or damaged."""
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines if line.strip()]
+        except (OSError, ValueError) as error:
+            raise self._damaged(path, error) from error
+
+    def _damaged(self, path: Path, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"a file of the run is missing or damaged ({error})",
+            where=str(path),
+            remedy=f"remove {self.root / 'stages'} and run again: finished stages are repeated",
+        )
 
     def key(self, stage: str) -> str | None:
         """Key that `stage` was last finished with."""

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.encoders.embedded import installed_file
-from enc2gen.errors import CheckpointError, ModelError
+from enc2gen.errors import CheckpointError, ModelError, first_line
 from enc2gen.registry import Registry
 
 _LOG = logging.getLogger(__name__)
@@ -152,9 +152,8 @@ def _read(auto_class: Any, gguf: Path, **options: Any) -> Any:
         with redirect_stderr(io.StringIO()):  # transformers draws a bar that nothing switches off
             return auto_class.from_pretrained(str(gguf.parent), gguf_file=gguf.name, **options)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"the GGUF file cannot be read ({reason})",
+            f"the GGUF file cannot be read ({first_line(error)})",
             where=str(gguf),
             remedy="install or download it again; transformers must know its architecture",
         ) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +27,8 @@ from enc2gen.encoders.dtypes import check_dtype, parse_dtype, to_dtype
 from enc2gen.encoders.embedded import EMBEDDED
 from enc2gen.encoders.loading import EMBEDDED_PREFIX, load_tokenizer
 from enc2gen.encoders.reading import suggestion
-from enc2gen.errors import CheckpointError, ConfigError, ModelError
+from enc2gen.encoders.weights import check_complete, reading_weights
+from enc2gen.errors import ConfigError, ModelError, first_line
 from enc2gen.llms.embedded import EMBEDDED_LLMS, converted, plain, read_gguf, read_gguf_tokenizer
 from enc2gen.tokenization.tokenizer import protect_special_tokens
 
@@ -112,44 +115,40 @@ def _load_checkpoint(name: str, dtype: torch.dtype | None, options: dict[str, An
     config = _load_config(name)
     _check_type(config, name)
     auto_class: Any = AutoModelForCausalLM
-    try:
+    with reading_weights(name, "LLM"), _fitting_options(name):
         model, info = auto_class.from_pretrained(
             name, config=config, dtype=dtype or "auto", output_loading_info=True, **options
         )
+    check_complete(info["missing_keys"], name, "LLM", otherwise="cannot write")
+    check_dtype(model.dtype, where=name)
+    return cast(PreTrainedModel, model)
+
+
+@contextmanager
+def _fitting_options(name: str) -> Iterator[None]:
+    """Errors that are not the checkpoint's fault."""
+    try:
+        yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "attn_implementation" in str(error):
-            raise ConfigError(reason, where="attn_implementation", remedy='use "eager" or "sdpa"') from error
+            remedy = 'use "eager" or "sdpa"'
+            raise ConfigError(first_line(error), where="attn_implementation", remedy=remedy) from error
         if isinstance(error, ImportError):
             raise ModelError(
-                f"a package is missing: {reason}",
+                f"a package is missing: {first_line(error)}",
                 where=name,
                 remedy="install it, or choose another attn_implementation or an unquantized checkpoint",
             ) from error
-        raise CheckpointError(
-            f"the LLM's weights cannot be read ({type(error).__name__}: {reason})",
-            where=name,
-            remedy="download the checkpoint again; it must hold safetensors weights of this very model",
-        ) from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"the checkpoint lacks {len(missing)} of the LLM's tensors, for example {missing[0]}",
-            where=name,
-            remedy="use a complete checkpoint; random weights cannot write",
-        )
-    check_dtype(model.dtype, where=name)
-    return cast(PreTrainedModel, model)
+        raise
 
 
 def _load_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         embedded = [EMBEDDED_PREFIX + entry for entry in EMBEDDED_LLMS]
         raise ModelError(
-            f"no LLM can be loaded from this name ({reason})",
+            f"no LLM can be loaded from this name ({first_line(error)})",
             where=name,
             remedy=f"{suggestion(name, embedded)}give a folder with config.json, a .gguf file, the name of a Hub model "
             f"that is reachable from here, or one of: {', '.join(embedded)}",

@@ -23,7 +23,7 @@ from enc2gen.experiments.bridge.recipe import BridgeRecipe, Control
 from enc2gen.experiments.bridge.systems import DEV_EXAMPLES, Parts, Step, device, load_bridge
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.bridge_generator import BridgeGenerator
-from enc2gen.generation.generator import DecodingConfig
+from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.training.checkpoint import writing
 
 Log = Callable[[str], None]

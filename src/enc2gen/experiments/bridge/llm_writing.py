@@ -12,7 +12,8 @@ from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
 
 from enc2gen.evaluation.label_scoring import length_sorted_batches
 from enc2gen.evaluation.llm_alone import LlmAlone
-from enc2gen.generation.generator import DecodingConfig, pad_rows
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import pad_rows
 
 
 class _Questions(LlmAlone):

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from enc2gen.corpora.languages import normalise_languages
 from enc2gen.data.batching import BatchingConfig
-from enc2gen.data.tasks import build_task
-from enc2gen.errors import ConfigError, Enc2genError
+from enc2gen.errors import ConfigError
 from enc2gen.evaluation.llm_alone import INSTRUCTION
-from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments.recipe import problems, read_content, validated
-from enc2gen.generation.generator import DecodingConfig
+from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section, check_task, field_errors
+from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.models.bridge.aligner import AlignerConfig
 from enc2gen.models.bridge.fusion import build_fusion
 from enc2gen.models.bridge.hidden_states import HiddenStatesConfig
@@ -31,11 +29,7 @@ CONTROLS: tuple[Control, ...] = ("majority", "probe", "llm_alone")
 NAME = r"[A-Za-z0-9_-]+"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EncoderSection(_Section):
+class EncoderSection(Section):
     """The multilingual encoder that reads."""
 
     name: str = Field(description="Hub name, folder or embedded:multilingual-e5-small")
@@ -51,7 +45,7 @@ class EncoderSection(_Section):
         return template
 
 
-class LlmSection(_Section):
+class LlmSection(Section):
     """The frozen LLM that writes."""
 
     name: str = Field(description="Hub name, folder or embedded:smollm2-135m-instruct")
@@ -60,7 +54,7 @@ class LlmSection(_Section):
     )
 
 
-class BridgeSection(_Section):
+class BridgeSection(Section):
     """One bridge: fusion of the layers, mapper into the LLM, and settings of its own."""
 
     fusion: str = Field(default="last", description="last, mean, layer_index, global or transformer")
@@ -82,15 +76,13 @@ class BridgeSection(_Section):
     @model_validator(mode="after")
     def _parts_can_be_built(self) -> BridgeSection:
         # Sizes are unknown before the encoder is loaded: these are large enough for every layer index.
-        try:
+        with field_errors():
             build_fusion(self.fusion, num_layers=128, hidden_size=8, **self.fusion_options)
             build_mapper(self.mapper, encoder_size=8, llm_size=8, **self.mapper_options)
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
         return self
 
 
-class TaskSection(_Section):
+class TaskSection(Section):
     """The classification task, trained in one language and tested in all."""
 
     name: str = Field(default="sib200", description="sib200, xnli, ..., name-kinds (built in) or tsv (your own files)")
@@ -111,7 +103,7 @@ class TaskSection(_Section):
     )
 
 
-class PairsSection(_Section):
+class PairsSection(Section):
     """Parallel or other text pairs: what the encoder reads, and what the LLM writes."""
 
     source: Literal["pairs"] = Field(description="pairs")
@@ -119,34 +111,23 @@ class PairsSection(_Section):
     task: str = Field(default="translation", description="translation, text-to-text, reading-comprehension, ...")
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
     split: str = Field(default="train", description="split to read, for Hub data sets")
-    languages: list[str] | None = Field(
+    languages: Languages | None = Field(
         default=None, description="train on sources in these languages only; []: on none, the pairs are for testing"
     )
-    test_languages: list[str] | None = Field(default=None, description="test on sources in these languages only")
+    test_languages: Languages | None = Field(default=None, description="test on sources in these languages only")
     dev_percent: int = Field(default=5, ge=1, le=50, description="share held out for development, by hash")
     test_percent: int = Field(default=5, ge=0, le=98, description="share held out for testing, by hash")
     limit: int | None = Field(default=None, ge=2, description="train on at most so many pairs per source language")
-
-    @field_validator("languages", "test_languages")
-    @classmethod
-    def _tags(cls, languages: list[str] | None) -> list[str] | None:
-        try:
-            return None if languages is None else normalise_languages(languages)
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _task_mapping_is_valid(self) -> PairsSection:
         if self.dev_percent + self.test_percent > 99:
             raise ValueError("dev_percent and test_percent leave nothing to train on")
-        try:
-            build_task(self.task, self.fields)
-        except Enc2genError as error:
-            raise ValueError(str(error)) from error
+        check_task(self.task, self.fields)
         return self
 
 
-class CodeSwitchedSection(_Section):
+class CodeSwitchedSection(Section):
     """English texts with words replaced from a lexicon, to be written in English again (arXiv 2412.12499)."""
 
     source: Literal["code-switched"] = Field(description="code-switched")
@@ -160,7 +141,7 @@ class CodeSwitchedSection(_Section):
     limit: int | None = Field(default=None, ge=2, description="at most so many texts")
 
 
-class TaskTextsSection(_Section):
+class TaskTextsSection(Section):
     """The recipe's classification task: a text to its label."""
 
     source: Literal["task"] = Field(description="task")
@@ -169,7 +150,7 @@ class TaskTextsSection(_Section):
 StageData = Annotated[PairsSection | CodeSwitchedSection | TaskTextsSection, Field(discriminator="source")]
 
 
-class StageSection(_Section):
+class StageSection(Section):
     """One training stage; stages follow each other as listed."""
 
     name: str = Field(pattern=f"^{NAME}$", description="of the stage")
@@ -195,7 +176,7 @@ class StageSection(_Section):
         return self
 
 
-class SearchSection(_Section):
+class SearchSection(Section):
     """The learning-rate search: every bridge is trained once with each rate, on the first seed of the recipe."""
 
     learning_rates: list[float] = Field(min_length=1, description="to try; the least development loss wins")
@@ -209,16 +190,14 @@ class SearchSection(_Section):
         return rates
 
 
-class EvaluationSection(_Section):
+class EvaluationSection(Section):
     """How bridges are measured."""
 
     methods: list[Literal["likelihood", "generation"]] = Field(
         default=["likelihood"], min_length=1, description="how a label is chosen; the first makes the tables"
     )
     controls: list[Control] = Field(default=list(CONTROLS), description="what bridges are compared with")
-    metrics: list[str] = Field(
-        default=["chrf++", "exact-match"], description="of written texts, where pairs are tested"
-    )
+    metrics: Metrics = Field(default=["chrf++", "exact-match"], description="of written texts, where pairs are tested")
     decoding: DecodingConfig = Field(
         default_factory=lambda: DecodingConfig(num_beams=1), description="search; greedy as in arXiv 2508.09091"
     )
@@ -231,16 +210,8 @@ class EvaluationSection(_Section):
     limit: int | None = Field(default=None, ge=2, description="test at most so many texts per language")
     batch_size: int = Field(default=32, ge=1, description="texts scored at once")
 
-    @field_validator("metrics")
-    @classmethod
-    def _known(cls, metrics: list[str]) -> list[str]:
-        for metric in metrics:
-            if metric not in METRICS:
-                raise ValueError(str(METRICS.unknown(metric)))
-        return metrics
 
-
-class AnalysisSection(_Section):
+class AnalysisSection(Section):
     """What is looked at besides accuracy."""
 
     mexa: bool = Field(default=True, description="alignment of each language with English per layer (arXiv 2410.05873)")
@@ -248,11 +219,11 @@ class AnalysisSection(_Section):
     sentences: int = Field(default=100, ge=10, description="texts per language that the analysis reads")
 
 
-class BridgeRecipe(_Section):
+class BridgeRecipe(Section):
     """Everything a bridge experiment needs."""
 
     kind: Literal["bridge"] = Field(description="bridge")
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="of the run")
+    name: str = Field(pattern=RUN_NAME, description="of the run")
     description: str = Field(default="", description="what the run is for")
     output: str | None = Field(default=None, description="folder of the run; runs/NAME by default")
     seeds: list[int] = Field(default=[0], min_length=1, description="each bridge is trained once with each")

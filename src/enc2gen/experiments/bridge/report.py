@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from enc2gen.corpora.report_pages import html_environment, replace_text, writing_report
 from enc2gen.evaluation.alignment import AlignmentTable, Correlation
 from enc2gen.evaluation.layer_weights import weights_html, weights_markdown
 from enc2gen.experiments.bridge.analysis import read_alignment, read_tokens, read_weights
@@ -27,8 +26,8 @@ from enc2gen.experiments.bridge.figures import (
 )
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.tables import best_bridge, markdown, result_tables, systems
+from enc2gen.experiments.recipe import as_yaml
 from enc2gen.experiments.workspace import Workspace
-from enc2gen.training.checkpoint import writing
 
 Drawn = Iterator[tuple[str, Figure, str]]
 """Caption, picture, and the name of its file."""
@@ -44,25 +43,22 @@ def write_report(recipe: BridgeRecipe, workspace: Workspace, results: Mapping[st
     pictures = _pictures(recipe, workspace, results)
     tables = result_tables(results)
     parts = [f"# {recipe.name}", "", recipe.description, "", *map(markdown, tables)]
-    environment = Environment(
-        loader=PackageLoader("enc2gen.experiments", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("bridge.html.j2").render(
-        recipe=recipe,
-        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        results=results,
-        tables=tables,
-        pictures=pictures,
-        weights=list(_weight_tables(recipe, workspace)),
+    html = (
+        html_environment("enc2gen.experiments")
+        .get_template("bridge.html.j2")
+        .render(
+            recipe=recipe,
+            recipe_yaml=as_yaml(recipe),
+            results=results,
+            tables=tables,
+            pictures=pictures,
+            weights=list(_weight_tables(recipe, workspace)),
+        )
     )
     text = "\n".join([*parts, *_weight_sections(recipe, workspace)])
-    with writing(path):
-        (workspace.root / "results.md").write_text(text, encoding="utf-8", errors="replace")
-        path.write_text(html, encoding="utf-8", errors="replace")
+    with writing_report(path):
+        replace_text(workspace.root / "results.md", text)
+        replace_text(path, html)
     return path
 
 
@@ -142,7 +138,7 @@ def _weight_sections(recipe: BridgeRecipe, workspace: Workspace) -> Iterator[str
 def print_results(results: Mapping[str, Any], console: Console) -> None:
     """The tables that fit a terminal; wide ones are folded into parts that each begin with the first column."""
     for table in result_tables(results):
-        if table.get("long") and (len(table["rows"]) > 20 or len(table["header"]) > 8):
+        if table.get("texts") or (table.get("long") and (len(table["rows"]) > 20 or len(table["header"]) > 8)):
             continue
         widths = _widths(table)
         for part, columns in enumerate(_fold(widths, console.width)):

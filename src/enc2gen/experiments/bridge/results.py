@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
 from enc2gen import __version__
 from enc2gen.data.classification import script_of
@@ -20,8 +18,12 @@ from enc2gen.experiments.bridge.evaluate import is_parallel, test_texts
 from enc2gen.experiments.bridge.prepare import PreparedBridgeData
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.systems import Step
+from enc2gen.experiments.findings import Sample, choose_samples
 from enc2gen.experiments.recipe import digest
-from enc2gen.experiments.workspace import Workspace
+from enc2gen.experiments.workspace import Workspace, machine
+
+SAMPLES = 5
+"""Pairs of each language pair that are shown with what was written for them (our choice)."""
 
 Correct = dict[str, list[list[int]]]
 """Language -> `[seeds, items]`, 1 for a right answer."""
@@ -49,11 +51,7 @@ def collect(
         "description": recipe.description,
         "recipe_hash": digest(recipe.model_dump(mode="json", exclude={"output"})),
         "enc2gen": __version__,
-        "machine": {
-            "processor": platform.machine(),
-            "cores": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        "machine": machine(),
         "encoder": recipe.encoder.name,
         "llm": recipe.llm.name,
         "seeds": recipe.seeds,
@@ -69,8 +67,12 @@ def collect(
         "search": {name: dict(losses) for name, losses in search.items()},
         "seconds": workspace.seconds(),
     }
-    results["paired"] = _paired(recipe, results, averages)
+    results["paired"] = _paired(recipe, results, averages, results["method"])
+    results["paired_by"] = {
+        method: _paired(recipe, results, averages, method) for method in recipe.evaluate.methods[1:] if tests
+    }
     results["alignment"] = _alignment(workspace, results)
+    results["samples"] = _samples(workspace, last, recipe.seeds[0])
     return results
 
 
@@ -149,14 +151,15 @@ def _bridge(
 
 
 def _pairs(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Group -> metric -> mean over seeds, its range, and each seed's score with its interval."""
+    """Group -> metric -> mean over seeds, its range, mean of the intervals' ends, and each seed's score."""
     found: dict[str, Any] = {}
     for group in measured[0] if measured else ():
         for metric in measured[0][group]:
             scores = [scores[group][metric] for scores in measured if scores[group][metric] is not None]
             values = [score["value"] for score in scores]
             found.setdefault(group, {})[metric] = (
-                {"value": float(np.mean(values)), "least": min(values), "most": max(values), "seeds": scores}
+                {key: float(np.mean([score[key] for score in scores])) for key in ("value", "low", "high")}
+                | {"least": min(values), "most": max(values), "seeds": scores}
                 if scores
                 else None
             )
@@ -173,23 +176,41 @@ def _control(workspace: Workspace, name: str, averages: _Averages) -> dict[str, 
     }
 
 
-def correct_of(results: Mapping[str, Any], system: str) -> Correct:
-    """Correctness of a bridge, by the first method, or of a control; empty where there is no classification."""
+def _samples(
+    workspace: Workspace, last: Mapping[str, Sequence[tuple[int, Step]]], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Group -> a few tested pairs, drawn at random, with what each bridge wrote for them with its first seed."""
+    found: dict[str, dict[tuple[str, tuple[str, ...]], dict[str, str]]] = {}
+    for bridge, steps in last.items():
+        path = steps[0][1].folder(workspace) / "outputs.jsonl"
+        for row in workspace.read_lines(path):
+            key = (row["source"], tuple(row["references"]) or (row["target"],))
+            found.setdefault(row["group"], {}).setdefault(key, {})[bridge] = row["output"]
+    outputs = {
+        group: [Sample(source, references, written) for (source, references), written in pairs.items()]
+        for group, pairs in found.items()
+    }
+    chosen = choose_samples(outputs, SAMPLES * len(outputs), seed)
+    return {group: [asdict(sample) for sample in samples] for group, samples in chosen.items()}
+
+
+def correct_of(results: Mapping[str, Any], system: str, method: str | None = None) -> Correct:
+    """Correctness of a bridge by a method, the first if None, or of a control; empty without classification."""
     if system in results["bridges"]:
-        found = results["bridges"][system]["accuracy"].get(results["method"], {})
+        found = results["bridges"][system]["accuracy"].get(method or results["method"], {})
     else:
         found = results["controls"][system]["accuracy"]
     return {language: entry["correct"] for language, entry in found.get("languages", {}).items()}
 
 
-def _paired(recipe: BridgeRecipe, results: Mapping[str, Any], averages: _Averages) -> dict[str, Any]:
+def _paired(recipe: BridgeRecipe, results: Mapping[str, Any], averages: _Averages, method: str) -> dict[str, Any]:
     """Bridge -> other system -> difference (bridge minus other), for the reference bridge and each control."""
     others = [*([recipe.reference] if recipe.reference else []), *results["controls"]]
     found: dict[str, Any] = {}
     for bridge in results["bridges"]:
-        own = correct_of(results, bridge)
+        own = correct_of(results, bridge, method)
         for other in others if own else ():
-            if other != bridge and (theirs := correct_of(results, other)):
+            if other != bridge and (theirs := correct_of(results, other, method)):
                 found.setdefault(bridge, {})[other] = averages.difference(own, theirs)
     return found
 

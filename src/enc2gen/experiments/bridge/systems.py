@@ -18,7 +18,7 @@ from enc2gen.encoders.reading import encoder_facts, load_reading_encoder
 from enc2gen.errors import ConfigError, Interrupted
 from enc2gen.experiments.bridge.prepare import PreparedBridgeData
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, StageSection
-from enc2gen.experiments.workspace import Workspace
+from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.llms.loading import load_llm, load_llm_tokenizer
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 from enc2gen.models.bridge.processor import BridgeProcessor
@@ -270,15 +270,10 @@ def train_step(
 def publish(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step) -> Path:
     """Save the bridge as a model folder: what it has learnt, the tokenizers, and the names of its halves."""
     target = workspace.root / "models" / step.bridge
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(target):
-        model = load_bridge(recipe, workspace, parts, step)
-        model.config.labels = PreparedBridgeData(workspace).summary["labels"]  # `enc2gen classify` chooses from them
-        model.generation_config.max_new_tokens = recipe.max_target_length
-        model.save_pretrained(temporary, parts="trained")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+    model = load_bridge(recipe, workspace, parts, step)
+    model.config.labels = PreparedBridgeData(workspace).summary["labels"]  # `enc2gen classify` chooses from them
+    model.generation_config.max_new_tokens = recipe.max_target_length
+    replace_folder(target, lambda folder: model.save_pretrained(folder, parts="trained"))
     return target
 
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from enc2gen.evaluation.parallel_texts import language_label
+from enc2gen.experiments.findings import METRIC_LABELS
 
 NOTHING = "\N{EN DASH}"
 CONTROL_LABELS = {"majority": "majority class", "probe": "linear probe on the encoder", "llm_alone": "LLM alone"}
 
 Table = dict[str, Any]
-"""`title`, `note`, `header` and `rows` of text; `long`: too long for a terminal."""
+"""`title`, `note`, `header` and `rows` of text; `long`: too long for a terminal; `texts`: cells are texts."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -19,26 +20,42 @@ def result_tables(results: Mapping[str, Any]) -> list[Table]:
     tables = []
     if results["languages"]:
         tables += [_summary(results), _groups(results), _languages(results)]
+        if results["paired_by"]:
+            tables[0]["note"] = f"Labels by {results['method']}. {tables[0]['note']}"
+        for method in results["paired_by"]:
+            view = _by_method(results, method)
+            tables += [_named(table, method) for table in (_summary(view), _groups(view), _languages(view))]
         if results["alignment"] is not None:
             tables.append(_correlations(results))
     if any(entry["pairs"] for entry in results["bridges"].values()):
-        tables.append(_pairs(results))
+        tables += [_pairs(results), *(_samples(results, group) for group in results["samples"])]
     if results["search"]:
         tables.append(_search(results))
     return [*tables, _training(results)]
+
+
+def _by_method(results: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The same results with another way of choosing labels in front."""
+    return {**results, "method": method, "paired": results["paired_by"][method]}
+
+
+def _named(table: Table, method: str) -> Table:
+    note = f"Labels of the bridges by {method}, those of the controls as above. {table['note']}"
+    joined = " by" if table["title"] == "Accuracy" else ", by"
+    return {**table, "title": f"{table['title']}{joined} {method}", "note": note}
 
 
 def markdown(table: Table) -> str:
     """The table with its title and note."""
     lines = [f"## {table['title']}", "", *([table["note"], ""] if table["note"] else [])]
     lines.append("| " + " | ".join(_escaped(table["header"])) + " |")
-    lines.append("| --- |" + " ---: |" * (len(table["header"]) - 1))
+    lines.append("| --- |" + (" --- |" if table.get("texts") else " ---: |") * (len(table["header"]) - 1))
     lines += ["| " + " | ".join(_escaped(row)) + " |" for row in table["rows"]]
     return "\n".join([*lines, ""])
 
 
 def _escaped(cells: Sequence[str]) -> list[str]:
-    return [cell.replace("|", "\\|") for cell in cells]
+    return [" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells]
 
 
 def systems(results: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -202,11 +219,27 @@ def _pairs(results: Mapping[str, Any]) -> Table:
     groups = {group: list(metrics) for pairs in measured.values() for group, metrics in pairs.items()}
     columns = [(group, metric) for group, metrics in groups.items() for metric in metrics]
     rows = [
-        [name, *(_points((pairs.get(group, {}).get(metric) or {}).get("value")) for group, metric in columns)]
+        [name, *(_with_interval(pairs.get(group, {}).get(metric)) for group, metric in columns)]
         for name, pairs in measured.items()
     ]
-    header = ["system", *(f"{group} {metric}" for group, metric in columns)]
-    return {"title": "Writing", "note": "Mean over seeds.", "header": header, "rows": rows}
+    header = ["system", *(f"{group} {METRIC_LABELS.get(metric, metric)}" for group, metric in columns)]
+    note = "With 95 % intervals (texts resampled); of several seeds the means, of the intervals' ends too."
+    return {"title": "Writing", "note": note, "header": header, "rows": rows}
+
+
+def _samples(results: Mapping[str, Any], group: str) -> Table:
+    bridges, rows = list(results["bridges"]), []
+    for sample in results["samples"][group]:
+        written = [sample["outputs"].get(name, NOTHING) for name in bridges]
+        rows.append([sample["source"], " / ".join(sample["references"]), *written])
+    note = "Test texts drawn at random, not picked, and what each bridge writes for them with its first seed."
+    return {
+        "title": f"Sample outputs, {group}",
+        "note": note,
+        "header": ["source", "reference", *bridges],
+        "rows": rows,
+        "texts": True,
+    }
 
 
 def _search(results: Mapping[str, Any]) -> Table:

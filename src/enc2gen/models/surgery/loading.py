@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from enc2gen.encoders.donor import donor_for, supported_model_types
 from enc2gen.encoders.embedded import EMBEDDED
 from enc2gen.encoders.loading import EMBEDDED_PREFIX, load_encoder, load_tokenizer
-from enc2gen.errors import CheckpointError, ModelError
+from enc2gen.encoders.weights import check_complete, reading_weights
+from enc2gen.errors import ModelError, first_line
 from enc2gen.models.swcm import SwcmConfig, SwcmForConditionalGeneration
 
 
@@ -55,9 +56,8 @@ def _read_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"no model can be loaded from this name ({reason})",
+            f"no model can be loaded from this name ({first_line(error)})",
             where=name,
             remedy="give a folder with config.json, the name of a Hub model that is reachable from here, or one of: "
             + ", ".join(EMBEDDED_PREFIX + entry for entry in EMBEDDED),
@@ -82,19 +82,7 @@ def _load(name: str, config: Any) -> PreTrainedModel:
 
 def _load_whole(model_class: Any, name: str, **options: Any) -> PreTrainedModel:
     """The model with every weight out of its checkpoint."""
-    try:
+    with reading_weights(name, "model"):
         model, info = model_class.from_pretrained(name, output_loading_info=True, **options)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"the weights cannot be read ({type(error).__name__}: {reason})",
-            where=name,
-            remedy="save or download the model again",
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(
-            f"the checkpoint lacks {len(missing)} tensors, for example {missing[0]}",
-            where=name,
-            remedy="save or download the model again; its weights are incomplete",
-        )
+    check_complete(info["missing_keys"], name, "model", otherwise="would write nonsense")
     return cast(PreTrainedModel, model)
