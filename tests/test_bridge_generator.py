@@ -15,7 +15,8 @@ from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import ConfigError, LanguageError, ModelError
 from enc2gen.evaluation.classification import LabelScorer, classify
 from enc2gen.generation.bridge_generator import BridgeGenerator
-from enc2gen.generation.generator import DecodingConfig, Generator
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import Generator
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 from enc2gen.tokenization.bridge_codec import BridgeCodec
 

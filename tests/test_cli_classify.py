@@ -20,7 +20,8 @@ from enc2gen.cli import classify as command
 from enc2gen.cli.generate import generate_lines
 from enc2gen.evaluation.classification import LabelScorer
 from enc2gen.generation.bridge_generator import BridgeGenerator
-from enc2gen.generation.generator import DecodingConfig, Generator
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import Generator
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 
 TEXTS = ["ab", "a long text of words", "kk zz"]

@@ -29,7 +29,8 @@ from enc2gen import SwcmForConditionalGeneration
 from enc2gen.encoders.donor import donor_for, supported_model_types
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError, ModelError
-from enc2gen.generation.generator import DecodingConfig, Generator
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import PRESETS, build_system
 
 HIDDEN, FFN, HEADS, WINDOW = 24, 40, 4, 4

@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import CheckpointError, LanguageError, ModelError
-from enc2gen.generation.generator import DecodingConfig, Generator
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import Generator
 
 
 @pytest.fixture

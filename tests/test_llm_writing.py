@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from bridge_toys import tiny_llm
 from conftest import tiny_tokenizer
 from enc2gen.experiments.bridge.llm_writing import write_alone
-from enc2gen.generation.generator import DecodingConfig
+from enc2gen.generation.decoding import DecodingConfig
 
 
 def opinionated_llm(*liked: int) -> LlamaForCausalLM:

@@ -26,7 +26,8 @@ from conftest import LETTERS, tiny_encoder
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import CheckpointError, DataError, LanguageError, ModelError
-from enc2gen.generation.generator import DecodingConfig, Generator
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import Generator
 from enc2gen.models.embedding_init import InitialisationConfig
 from enc2gen.models.surgery import extend_model, load_for_surgery, replace_vocabulary, trim_model
 from enc2gen.tokenization.vocabulary import trim_vocabulary

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from enc2gen.errors import Enc2genError
-    from enc2gen.generation.generator import DecodingConfig, Generator
+    from enc2gen.generation.decoding import DecodingConfig
+    from enc2gen.generation.generator import Generator
     from enc2gen.models.bridge import BridgeConfig, BridgeForConditionalGeneration, build_fusion
     from enc2gen.models.swcm import SwcmConfig, SwcmForConditionalGeneration
     from enc2gen.tokenization.tokenizer import TextCodec
@@ -30,7 +31,7 @@ __all__ = [
 _MODULES = {
     "BridgeConfig": "enc2gen.models.bridge",
     "BridgeForConditionalGeneration": "enc2gen.models.bridge",
-    "DecodingConfig": "enc2gen.generation.generator",
+    "DecodingConfig": "enc2gen.generation.decoding",
     "Enc2genError": "enc2gen.errors",
     "Generator": "enc2gen.generation.generator",
     "SwcmConfig": "enc2gen.models.swcm",

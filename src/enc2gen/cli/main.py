@@ -182,7 +182,7 @@ def generate(
 ) -> None:
     """Write one output line per input line: enc2gen generate MODEL --to ug < in.txt"""
     from enc2gen.cli.generate import generate_lines
-    from enc2gen.generation.generator import DecodingConfig
+    from enc2gen.generation.decoding import DecodingConfig
 
     config = DecodingConfig(
         num_beams=1 if sample else beams,

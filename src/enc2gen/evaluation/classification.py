@@ -20,7 +20,8 @@ from enc2gen.evaluation.accuracy import (
 )
 from enc2gen.evaluation.label_scoring import Classification, ReadSource, TreeScorer
 from enc2gen.generation.bridge_generator import BridgeGenerator
-from enc2gen.generation.generator import DecodingConfig, pad_rows
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.generator import pad_rows
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 from enc2gen.tokenization.bridge_codec import BridgeCodec
 

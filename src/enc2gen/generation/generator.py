@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,36 +18,50 @@ import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_tokenizer
-from enc2gen.errors import CheckpointError, Enc2genError, LanguageError, ModelError
+from enc2gen.encoders.safe_weights import refuse_pickles
+from enc2gen.errors import CheckpointError, ConfigError, Enc2genError, LanguageError, ModelError
+from enc2gen.generation.decoding import DecodingConfig
+from enc2gen.generation.engine.beam import Hypothesis
+from enc2gen.generation.engine.engine import unsupported
+from enc2gen.generation.glossary import Glossary, Terms
+from enc2gen.generation.mbr import rank_by_utility
+from enc2gen.generation.native import NativeWriter, Source
+from enc2gen.generation.outputs import Output
+from enc2gen.generation.shortlist import Shortlist
 from enc2gen.tokenization.tokenizer import TextCodec
 
 
-class DecodingConfig(BaseModel):
-    """How outputs are searched. Lengths are limited by the model's own generation_config."""
+@dataclass(frozen=True)
+class Request:
+    """What is to be written, whatever the texts are; see :meth:`Generator.generate_n_best`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    target: str | None
+    source: str | None
+    config: DecodingConfig
+    seed: int | None
+    glossary: Glossary | None
+    n: int = 1
+    scored: bool = False
 
-    num_beams: int = Field(default=4, ge=1, description="beams; 1 is greedy search")
-    length_penalty: float = Field(default=1.0, description="exponent of the length that scores are divided by")
-    no_repeat_ngram_size: int = Field(default=0, ge=0, description="no token n-gram of this size twice; 0: allowed")
-    do_sample: bool = Field(default=False, description="sample instead of searching (give num_beams 1)")
-    temperature: float = Field(default=1.0, gt=0, description="of sampling")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus of sampling (arXiv 1904.09751)")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="overrides the limit saved with the model")
-    batch_size: int = Field(default=32, ge=1, description="sources decoded at once")
+    def check(self) -> None:
+        """`ConfigError` where there cannot be so many outputs."""
+        config = self.config
+        drawn = config.do_sample and not config.mbr_samples
+        most = config.mbr_samples or config.num_beams
+        if self.n < 1 or (self.n > most and not drawn):
+            kind, name = ("samples", "mbr_samples") if config.mbr_samples else ("beams", "num_beams")
+            raise ConfigError(
+                f"{self.n} outputs of {most} {kind}", where="n", remedy=f"give a {name} of {max(self.n, 1)} or more"
+            )
 
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
-        chosen: dict[str, Any] = {"num_beams": self.num_beams, "do_sample": self.do_sample}
-        if self.num_beams > 1:
-            chosen |= {"length_penalty": self.length_penalty, "early_stopping": True}
-        if self.no_repeat_ngram_size:
-            chosen["no_repeat_ngram_size"] = self.no_repeat_ngram_size
-        if self.do_sample:
-            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        if self.max_new_tokens is not None:
-            chosen["max_new_tokens"] = self.max_new_tokens
-        return chosen
+    def native_only(self) -> list[str]:
+        """What is asked for that only the native engine has."""
+        asked = {"glossary": self.glossary is not None, "scores": self.scored}
+        return [name for name, wanted in asked.items() if wanted]
+
+    def terms(self, text: str) -> Terms:
+        """What the glossary says about `text`."""
+        return Terms() if self.glossary is None else self.glossary.terms(text)
 
 
 class Generator:
@@ -56,28 +71,45 @@ class Generator:
         model: with `config.languages` (tag -> id of its token).
         tokenizer: that knows the language tokens.
         max_source_length: longest source in tokens, special tokens included; longer ones are cut.
+        shortlist: tokens to be written, by language; all by default.
 
     Raises:
-        ModelError: model and tokenizer do not belong together.
+        ModelError: model and tokenizer, or the shortlist, do not belong together.
     """
 
     codec: Any  # of this class a TextCodec; what it encodes, only the class that owns it looks into
+    shortlist: Shortlist | None = None
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_source_length: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_source_length: int | None = None,
+        shortlist: Shortlist | None = None,
     ) -> None:
         languages: Mapping[str, int] = getattr(model.config, "languages", None) or {}
         _check_pair(model, tokenizer, languages)
         self.model, self.tokenizer, self.languages = model.eval(), tokenizer, dict(languages)
+        if shortlist is not None:
+            shortlist.check(len(tokenizer))
+        self.shortlist = shortlist
         limit = min(max_source_length or 512, tokenizer.model_max_length, _positions(model))
         self.codec = TextCodec(tokenizer, self.languages, max_source_length=limit, max_target_length=limit)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> Generator:
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        shortlist: Shortlist | None = None,
+    ) -> Generator:
         """Load a saved model and its tokenizer from a folder or the Hub; a bridge becomes a `BridgeGenerator`.
 
         Raises:
             CheckpointError: not a model of this kind, or truncated.
+            ModelError: the shortlist is not for this model.
         """
         from enc2gen.generation.bridge_generator import BridgeGenerator  # a subclass of this one
 
@@ -85,6 +117,7 @@ class Generator:
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
         if not Path(name).exists() and name.count("/") != 1:
             raise CheckpointError("there is no such model folder", where=name, remedy="check the path")
+        refuse_pickles(name)
         try:
             model, info = AutoModelForSeq2SeqLM.from_pretrained(name, output_loading_info=True)
         except Enc2genError:
@@ -104,8 +137,10 @@ class Generator:
             )
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if model.config.model_type == "enc2gen-bridge":
+            if shortlist is not None:
+                raise ModelError("a bridge takes no shortlist", where=name, remedy="leave it out")
             return BridgeGenerator(model)
-        return cls(model, load_tokenizer(name))
+        return cls(model, load_tokenizer(name), shortlist=shortlist)
 
     def source_language(self, given: str | None) -> str | None:
         """The language of sources: as given, or the model's default."""
@@ -134,7 +169,6 @@ class Generator:
             )
         return language
 
-    @torch.inference_mode()
     def generate(
         self,
         texts: Sequence[str],
@@ -143,6 +177,7 @@ class Generator:
         source_language: str | None = None,
         config: DecodingConfig | None = None,
         seed: int | None = None,
+        glossary: Glossary | None = None,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[str]:
         """Write one output per text, in the order of `texts`; an empty text gives an empty output.
@@ -151,25 +186,115 @@ class Generator:
             target_language: language to write.
             source_language: language of the texts.
             seed: of sampling.
+            glossary: terms that outputs must and must not contain.
             on_batch: called with the number of texts finished so far.
 
         Raises:
             LanguageError: a language the model does not know.
+            ConfigError: the model is not decoded by the engine that this needs.
         """
-        config = config or DecodingConfig()
-        target, source = self.target_language(target_language), self.source_language(source_language)
+        request = Request(target_language, source_language, config or DecodingConfig(), seed, glossary)
+        return [outputs[0].text for outputs in self._write(texts, request, on_batch)]
+
+    def generate_n_best(
+        self,
+        texts: Sequence[str],
+        n: int = 1,
+        *,
+        target_language: str | None = None,
+        source_language: str | None = None,
+        config: DecodingConfig | None = None,
+        seed: int | None = None,
+        glossary: Glossary | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[list[Output]]:
+        """Write up to `n` outputs per text, the best first, with their scores; arguments as in :meth:`generate`.
+
+        They are the best of `num_beams` beams, n samples in the order of drawing, or the best of `mbr_samples` samples.
+        Equal outputs of beam groups and of MBR count once, so that there may be fewer; an empty text has one, empty.
+
+        Raises:
+            ConfigError: n is more than there are beams, or the model is not decoded by the native engine.
+        """
+        request = Request(target_language, source_language, config or DecodingConfig(), seed, glossary, n, scored=True)
+        return self._write(texts, request, on_batch)
+
+    @torch.inference_mode()
+    def _write(
+        self, texts: Sequence[str], request: Request, on_batch: Callable[[int], None] | None
+    ) -> list[list[Output]]:
+        config = request.config
+        request.check()
+        target, source = self.target_language(request.target), self.source_language(request.source)
         encoded = self._encode(list(texts), source)
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -self._length(encoded[i]))
-        outputs, arguments = [""] * len(texts), config.arguments()
-        if seed is not None:
-            torch.manual_seed(seed)
+        outputs = [[Output("")] for _ in texts]
+        native = self._native(request)
+        if request.seed is not None:
+            torch.manual_seed(request.seed)
         for start in range(0, len(order), config.batch_size):
             chosen = order[start : start + config.batch_size]
-            ids = self._decode([encoded[index] for index in chosen], target, arguments)
-            for index, row in zip(chosen, ids, strict=True):
-                outputs[index] = self.codec.decode(row)
+            if native:
+                sources = [
+                    Source(encoded[index], (request.seed or 0, index), request.terms(texts[index])) for index in chosen
+                ]
+                written = self._decode_native(sources, cast(str, target), request)
+            else:
+                ids = self._decode([encoded[index] for index in chosen], target, config.arguments())
+                written = [[Output(self.codec.decode(row))] for row in ids]
+            for index, found in zip(chosen, written, strict=True):
+                outputs[index] = found
             if on_batch is not None:
                 on_batch(start + len(chosen))
+        return outputs
+
+    def _native(self, request: Request) -> bool:
+        """Whether this project's engine decodes; `ConfigError` where what is asked for needs it and it cannot."""
+        config, reason = request.config, unsupported(self.model, request.config)
+        needed = [*config.native_only(), *request.native_only()]
+        if self.shortlist is not None:
+            needed.append("shortlist")
+        if config.engine == "transformers":
+            reason = "transformers was asked for"
+        if reason is not None and (config.engine == "native" or needed):
+            raise ConfigError(
+                f"the native engine cannot decode here: {reason}",
+                where=needed[0] if needed else "engine",
+                remedy=f"leave out {', '.join(needed)}" if needed else "use engine transformers",
+            )
+        return reason is None
+
+    @cached_property
+    def writer(self) -> NativeWriter:
+        """The native engine's; it packs the weights as they are when they are first used."""
+        return NativeWriter(self.model, self.tokenizer, self.shortlist)
+
+    def _decode_native(self, sources: Sequence[Source], target: str, request: Request) -> list[list[Output]]:
+        """Outputs of sources that fit into one batch, by this project's engine."""
+        config, device = request.config, self.model.device
+        found = self.writer.write(
+            sources,
+            pad_rows([source.ids for source in sources], int(cast(Any, self.model.config).pad_token_id), device),
+            target,
+            self.languages[target],
+            config,
+            samples=config.mbr_samples or request.n,
+            scored=request.scored,
+        )
+        return [self._outputs(source, several, request) for source, several in zip(sources, found, strict=True)]
+
+    def _outputs(self, source: Source, hypotheses: Sequence[Hypothesis], request: Request) -> list[Output]:
+        kept = hypotheses if request.config.mbr_samples else hypotheses[: request.n]
+        texts = self.codec.decode_batch([one.tokens for one in kept])
+        wanted = self.writer.requirements(source.terms)
+        outputs = []
+        for text, one in zip(texts, kept, strict=True):
+            met = zip(source.terms.required, wanted.of(one.tokens), strict=True)
+            unmet = tuple(term for term, progress in met if progress is not None and term not in text)
+            outputs.append(Output(text, one.score, one.ended, unmet))
+        if request.config.mbr_samples:
+            ranked = rank_by_utility(texts)[: request.n]
+            return [replace(outputs[place], score=utility) for place, utility in ranked]
         return outputs
 
     def _encode(self, texts: Sequence[str], source_language: str | None) -> list[Any]:

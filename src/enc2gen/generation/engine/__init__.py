@@ -1,0 +1,1 @@
+"""The decoding engine: what `Generator` decodes grown models with."""
