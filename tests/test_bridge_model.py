@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForSeq2SeqLM, Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
 
 import enc2gen
 from bridge_toys import llm_tokenizer, tiny_bridge, tiny_llm, tiny_mt5
 from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen.errors import CheckpointError, ConfigError, DataError, Enc2genError, ModelError
 from enc2gen.models.bridge import BridgeForConditionalGeneration
+from enc2gen.models.bridge.writing import has_plain_head
 
 TEXTS = ["abc de fghi", "a", "klm no"]
 TARGETS = ["xy", "abcdefg", "z"]
@@ -147,6 +148,39 @@ def test_only_the_bridge_learns_and_frozen_halves_stay_in_evaluation_mode() -> N
         ours = name.split(".")[0] not in ("encoder", "llm")
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == ours, name
         assert (name in model.frozen) != ours
+
+
+def capped_llm() -> PreTrainedModel:
+    """Gemma 2's family, which caps what comes out of the head."""
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    marks = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 2, "vocab_size": 120, "num_key_value_heads": 2}
+    torch.manual_seed(1)
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **marks, max_position_embeddings=96, final_logit_softcapping=2.0))
+    return model.eval()
+
+
+@pytest.mark.parametrize("llm", ["llama", "gpt2", "opt", "capped"])
+@pytest.mark.parametrize("freeze_llm", [True, False])
+def test_loss_without_logits_trains_as_the_loss_of_logits(llm: str, freeze_llm: bool) -> None:
+    model = tiny_bridge(None, capped_llm() if llm == "capped" else tiny_llm(llm), freeze_llm=freeze_llm).train()
+    model.llm.eval()  # no dropout
+    assert has_plain_head(model.llm) == (llm != "capped")
+    inputs = batch_of(model)
+    logits, labels = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits, inputs["labels"].flatten()
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum", label_smoothing=0.1)
+    result = model(**inputs, label_smoothing=0.1)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-5)
+    assert result.count == (labels != -100).sum()
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ours, theirs = (torch.autograd.grad(value, learning, allow_unused=True) for value in (result.loss, expected))
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_halves_that_are_not_frozen_learn() -> None:

@@ -76,6 +76,21 @@ def test_logits_are_those_of_transformers(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_loss_without_logits_trains_as_the_loss_of_logits(family: str) -> None:
+    model = MaskedLanguageModel(random_model(family))
+    labels = torch.tensor([7, 80, 3])
+    logits = model(**inputs()).logits
+    expected = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    result = model(**inputs(), labels=labels, label_smoothing=0.1)
+    torch.testing.assert_close(result.loss, expected)
+    parameters = list(model.parameters())
+    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (result.loss, expected))
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    assert torch.equal(model(**inputs()).logits, logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_bare_encoder_gets_a_tied_head_that_starts_at_the_unigram(family: str) -> None:
     encoder = random_model(family).base_model
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}

@@ -249,6 +249,30 @@ def test_loss_is_mean_cross_entropy_of_real_targets(model: SwcmForConditionalGen
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("tie_lm_head", [True, False])
+def test_loss_without_logits_trains_as_the_loss_of_logits(tie_lm_head: bool) -> None:
+    model = SwcmForConditionalGeneration.from_encoder(
+        tiny_encoder(), languages=["kk"], dropout=0.0, tie_lm_head=tie_lm_head, verbose=False
+    ).train()
+    ids = targets(model)
+    labels = ids.roll(-1, dims=1)
+    labels[1, 3:] = -100
+    inputs = {"input_ids": SOURCE, "decoder_input_ids": ids, "use_cache": False}
+    logits = model(**inputs).logits.flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=0.1)
+    loss = model(**inputs, labels=labels, label_smoothing=0.1).loss
+    torch.testing.assert_close(loss, expected)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in (loss, expected))
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_label_smoothing_without_labels_is_an_error(model: SwcmForConditionalGeneration) -> None:
+    with pytest.raises(ModelError, match="labels"):
+        model(input_ids=SOURCE, decoder_input_ids=targets(model), label_smoothing=0.0)
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     model = SwcmForConditionalGeneration.from_encoder(tiny_encoder(), languages=["kk"], dropout=0.0, verbose=False)
     ids = targets(model)

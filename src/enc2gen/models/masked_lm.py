@@ -26,6 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from enc2gen.data.masking import MaskedBatch, MaskedExample, Masker, MaskingConfig, masked_batches
 from enc2gen.encoders.loading import EMBEDDED_PREFIX, load_encoder
 from enc2gen.errors import DataError, ModelError
+from enc2gen.models.linear_cross_entropy import linear_cross_entropy, without_projection
+from enc2gen.models.token_loss import TokenLoss
 
 # Submodules of `*ForMaskedLM` that make logits of hidden states, one after the other.
 _HEADS: dict[str, tuple[str, ...]] = {
@@ -81,16 +83,34 @@ class MaskedLanguageModel(nn.Module):
         """The modules that make logits of hidden states, in order."""
         return [self.model.get_submodule(name) for name in self._head_names]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, predicted: Tensor) -> MaskedLMOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        predicted: Tensor,
+        labels: Tensor | None = None,
+        label_smoothing: float | None = None,
+    ) -> MaskedLMOutput | TokenLoss:
         """Logits where `predicted` is True, row by row; equal to the full computation there.
 
+        With `labels` and `label_smoothing` the summed loss instead, for which no logits are computed.
+
         Shape:
-            input_ids, attention_mask, predicted: `[batch, length]`; logits: `[predicted, vocab]`.
+            input_ids, attention_mask, predicted: `[batch, length]`; labels: `[predicted]`;
+            logits: `[predicted, vocab]`.
         """
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[predicted]
+        if labels is None or label_smoothing is None:
+            return MaskedLMOutput(logits=self._through_head(hidden))
+        projection = cast(nn.Linear, self.model.get_output_embeddings())
+        with without_projection(projection):
+            hidden = self._through_head(hidden)
+        return linear_cross_entropy(hidden, projection.weight, projection.bias, labels, label_smoothing=label_smoothing)
+
+    def _through_head(self, hidden: Tensor) -> Tensor:
         for module in self.head:
             hidden = module(hidden)
-        return MaskedLMOutput(logits=hidden)
+        return hidden
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """As of transformers' models."""
@@ -238,8 +258,8 @@ def _bits(model: MaskedLanguageModel, batches: Sequence[MaskedBatch]) -> tuple[f
             continue
         inputs = batch.to(device).as_model_inputs()
         labels = inputs.pop("labels")
-        nll = nn.functional.cross_entropy(model(**inputs).logits.float(), labels, reduction="sum")
-        bits += nll.item() / math.log(2.0)
+        loss = cast(TokenLoss, model(**inputs, labels=labels, label_smoothing=0.0))
+        bits += loss.negative_log_likelihood.item() / math.log(2.0)
         pieces += batch.num_target_tokens
     model.train(was_training)
     return bits, pieces

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any, Literal, cast
 
 import torch
@@ -27,12 +26,14 @@ from enc2gen.models.bridge.configuration import BridgeConfig
 from enc2gen.models.bridge.fusion import build_fusion
 from enc2gen.models.bridge.generating import decoder_start, ids_from_labels
 from enc2gen.models.bridge.hidden_states import HiddenStates, HiddenStatesConfig
-from enc2gen.models.bridge.llm_inputs import LlmInputs, accepts, contiguous_head_input, llm_inputs
+from enc2gen.models.bridge.llm_inputs import llm_inputs
 from enc2gen.models.bridge.mapper import build_mapper
 from enc2gen.models.bridge.options import checked_options, seeded
 from enc2gen.models.bridge.processor import BridgeProcessor
 from enc2gen.models.bridge.reader import BridgeEncoderOutput, BridgeReader, is_frozen
 from enc2gen.models.bridge.storing import load_bridge, save_bridge
+from enc2gen.models.bridge.writing import write, written_loss
+from enc2gen.models.token_loss import TokenLoss
 
 HALVES = ("encoder", "llm")
 
@@ -253,8 +254,9 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
+        label_smoothing: float | None = None,
         **_: Any,
-    ) -> Seq2SeqLMOutput | tuple[Tensor, ...]:
+    ) -> Seq2SeqLMOutput | TokenLoss | tuple[Tensor, ...]:
         """Predict each target token from the source's prefix and the tokens before it.
 
         Args:
@@ -268,9 +270,11 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             fused_states: `[B, S, H]`, what the fusion returned, instead of running encoder and fusion.
             encoder_outputs: what `get_encoder()` returned, instead of all that.
             logits_to_keep: logits of this many last positions only (0: of all decoder positions).
+            label_smoothing: where given, no logits are computed: only the loss of `labels`, with this smoothing.
 
         Returns:
-            `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states of the LLM.
+            `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states of the LLM; or with
+            `label_smoothing` the summed loss alone.
 
         Raises:
             ModelError: a source or target longer than there are positions for, none given, or shapes that do not fit.
@@ -300,7 +304,12 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             bos_token_id=self.config.bos_token_id if self.config.prefix_bos else None,
             past_length=0 if cache is None else int(cache.get_seq_length()),
         )
-        written = self._write(
+        if label_smoothing is not None:
+            if labels is None:
+                raise ModelError("label_smoothing needs labels", where="labels")
+            return written_loss(self, inputs, read, labels, label_smoothing)
+        written = write(
+            self,
             inputs,
             read,
             logits_to_keep or inputs.written,
@@ -325,20 +334,6 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return output if as_dict else output.to_tuple()
-
-    def _write(self, inputs: LlmInputs, read: BridgeEncoderOutput, keep: int, **options: Any) -> Any:
-        """The LLM's output, with the logits of the last `keep` positions only: the head is the costliest layer."""
-        sliced = accepts(self.llm, "logits_to_keep")
-        arguments = inputs.arguments(self.llm) | ({"logits_to_keep": keep} if sliced else {})
-        with ExitStack() as stack:
-            stack.enter_context(contiguous_head_input(self.llm))
-            if self.aligner is not None:
-                keys_values, mask = cast(Tensor, read.aligner_keys_values), cast(Tensor, read.source_mask)
-                stack.enter_context(self.aligner.reading(self.llm, keys_values, mask))
-            output = self.llm(**arguments, **options, return_dict=True)
-        if not sliced:
-            output.logits = output.logits[:, -keep:]
-        return output
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor | None) -> Tensor:
         """Shift `labels` `[B, T]` right behind the start; only for targets without a prompt."""

@@ -17,6 +17,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from enc2gen.encoders.dtypes import parse_dtype
 from enc2gen.encoders.reading import load_reading_encoder
+from enc2gen.encoders.safe_weights import refuse_pickles
 from enc2gen.errors import CheckpointError, ModelError
 from enc2gen.llms.loading import load_llm
 from enc2gen.models.bridge.configuration import BridgeConfig
@@ -121,6 +122,8 @@ def load_bridge(
 ) -> Any:
     """What `from_pretrained` does; `load` is transformers' own."""
     folder = None if name is None else _local_folder(name, kwargs)
+    if folder is not None:
+        refuse_pickles(folder)
     if config is None:
         config, kwargs = cast(Any, BridgeConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs))
     config = cast(BridgeConfig, config)

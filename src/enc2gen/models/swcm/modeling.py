@@ -18,11 +18,15 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.encoders.donor import NormOrder, donor_for
+from enc2gen.encoders.safe_weights import refuse_pickles
 from enc2gen.errors import LanguageError, ModelError
+from enc2gen.models.dropout import use_quick_dropout
+from enc2gen.models.linear_cross_entropy import linear_cross_entropy
 from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, SwcmConfig, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
+from enc2gen.models.token_loss import TokenLoss
 
 
 class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
@@ -43,6 +47,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         self.encoder = _bare_encoder(config)
         self.decoder = SwcmDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        use_quick_dropout(self)
         self.init_report: InitReport | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # transformers 5 wants {target: source}; built per model, because tied layers depend on the plan.
@@ -159,8 +164,9 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        label_smoothing: float | None = None,
         **_: Any,
-    ) -> Seq2SeqLMOutput | tuple[Tensor, ...]:
+    ) -> Seq2SeqLMOutput | TokenLoss | tuple[Tensor, ...]:
         """Predict each target token from the source and the target tokens before it.
 
         Args:
@@ -169,9 +175,11 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             decoder_input_ids: `[B, T]`: target language token, then target tokens. Made from `labels` where missing.
             labels: `[B, T]`: target tokens, then `</s>`; -100 is ignored.
             logits_to_keep: compute logits of this many last positions only (0 = all).
+            label_smoothing: where given, no logits are computed: only the loss of `labels`, with this smoothing.
 
         Returns:
-            `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states.
+            `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states; or with
+            `label_smoothing` the summed loss alone.
 
         Raises:
             ModelError: source or target longer than the model's positions, or no target given.
@@ -197,6 +205,8 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
+        if label_smoothing is not None:
+            return self._token_loss(decoded.last_hidden_state, labels, label_smoothing)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         positions = keep if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoded.last_hidden_state[:, positions])
@@ -216,6 +226,12 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         )
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return output if as_dict else output.to_tuple()
+
+    def _token_loss(self, states: Tensor, labels: Tensor | None, label_smoothing: float) -> TokenLoss:
+        if labels is None:
+            raise ModelError("label_smoothing needs labels", where="labels")
+        head = cast(nn.Linear, self.lm_head)
+        return linear_cross_entropy(states, head.weight, head.bias, labels, label_smoothing=label_smoothing)
 
     def _encode(
         self,
@@ -344,6 +360,8 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a folder's init report is loaded too."""
+        if pretrained_model_name_or_path is not None:
+            refuse_pickles(pretrained_model_name_or_path)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
