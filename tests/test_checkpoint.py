@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,23 @@ def test_a_disk_that_fills_up_while_weights_are_written(store: CheckpointStore, 
     loaded = Tied(3)
     load_weights(loaded, store.folder / "step-00000001" / "model")
     assert torch.equal(loaded.head.bias, Tied(1).head.bias)
+
+
+def test_a_process_killed_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path: Path) -> None:
+    for sealed in (False, True):  # whether the new one was complete
+        store = CheckpointStore(tmp_path / str(sealed), keep_last=1)
+        path = _save(store, 1, Tied(1))
+        if sealed:
+            shutil.copytree(path, path.with_name(".tmp-step-00000001"))
+        else:
+            path.with_name(".tmp-step-00000001").mkdir()
+        path.rename(path.with_name(".old-step-00000001"))
+        assert store.newest() is None
+        store.recover()
+        assert store.newest() == path
+        _save(store, 2)
+        _save(store, 3)
+        assert _names(store) == ["last.json", "step-00000003"]
 
 
 def test_an_interrupt_in_the_middle_of_writing_leaves_no_trace(

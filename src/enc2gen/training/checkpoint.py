@@ -305,6 +305,21 @@ class CheckpointStore:
         verify_checkpoint(path)
         return path
 
+    def recover(self) -> None:
+        """Finish what a killed process had begun: put back checkpoints that were under other names.
+
+        Replacing a checkpoint takes two renames; between them, neither the old nor the new one has its name. To be
+        called by the process that holds the run's folder, before anything is read.
+        """
+        for prefix in (_TEMPORARY, _DISCARDED):  # the new one first: it is sealed when it waits for its name
+            for hidden in sorted(self.folder.glob(f"{prefix}*-[0-9]*")):
+                path = hidden.with_name(hidden.name.removeprefix(prefix))
+                if path.exists():
+                    continue
+                with suppress(CheckpointError, OSError):  # half written or half deleted: of no use
+                    verify_checkpoint(hidden)
+                    hidden.rename(path)
+
     def _path(self, kind: str, step: int) -> Path:
         return self.folder / f"{kind}-{step:08d}"
 

@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from enc2gen.errors import ConfigError, OutputError
+from enc2gen.training.sharding import hidden_request
 
 try:
     import fcntl
@@ -214,10 +215,14 @@ def cpu_processes() -> bool:
 
 
 def make_accelerator() -> Accelerator:
-    """One process or data parallelism, as `accelerate launch` asks; anything else is a `ConfigError`."""
-    # The trainer does its own autocast, so that the model's forward is left as it is.
+    """One process or several, as `accelerate launch` or `torchrun` asks; other kinds are a `ConfigError`.
+
+    Whether the model is sharded over the processes is not Accelerate's business here: see `training.sharding`.
+    """
+    # The trainer does its own autocast, so that the model's forward is left as it is, and its own sharding.
     try:
-        accelerator = Accelerator(mixed_precision="no", cpu=cpu_processes())
+        with hidden_request():
+            accelerator = Accelerator(mixed_precision="no", cpu=cpu_processes())
     except ValueError as error:
         raise ConfigError(
             f"Accelerate was already set up differently in this process: {error}",
@@ -228,14 +233,19 @@ def make_accelerator() -> Accelerator:
         raise ConfigError(
             f"distributed training of kind {kind.value} is not supported",
             where="accelerate launch",
-            remedy="use one process, or data parallelism (--multi_gpu, --multi_cpu)",
+            remedy="use one process, data parallelism (--multi_gpu, --multi_cpu) or --use_fsdp --fsdp_version 2",
         )
     return accelerator
 
 
 def forward_options(model: nn.Module) -> dict[str, Any]:
     """A decoding cache costs memory in training and serves nothing."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"use_cache": False} if takes_argument(model, "use_cache") else {}
+
+
+def takes_argument(model: nn.Module, name: str) -> bool:
+    """Whether the model's `forward` names this argument."""
+    return name in inspect.signature(model.forward).parameters
 
 
 def gradient_checkpointing(model: nn.Module, *, enable: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from enc2gen.errors import CheckpointError, ConfigError
+from enc2gen.errors import CheckpointError, ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from enc2gen.data.protocols import TrainingBatch
@@ -97,6 +97,24 @@ def validation_fingerprint(validation: Mapping[str, Sequence[TrainingBatch]]) ->
             for tensor in (batch.input_ids, batch.labels):
                 digest.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def nonfinite_error(loss: float, norm: float, when: str, folder: Path, last: Path | None) -> TrainingError:
+    """What to raise when an update is not finite; `last` is the last good checkpoint."""
+    kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+    return TrainingError(
+        f"loss {loss} and gradient norm {norm} {when}",
+        where=str(folder),
+        remedy=f"lower learning_rate, lengthen warmup, or use precision fp32; {kept}",
+    )
+
+
+def batches_per_update(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity` with the batches of an update in place of those per process: how many share them may change."""
+    named = {name: value for name, value in identity.items() if name not in ("gradient_accumulation", "processes")}
+    if "gradient_accumulation" in identity:
+        named["gradient_accumulation x processes"] = identity["gradient_accumulation"] * identity.get("processes", 1)
+    return named
 
 
 def require_same_run(saved: Mapping[str, Any], current: Mapping[str, Any], *, where: str) -> None:

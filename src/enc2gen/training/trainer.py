@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from enc2gen.errors import DataError, OutputError, TrainingError
+from enc2gen.errors import DataError, OutputError
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
 from enc2gen.training.config import TrainingConfig
@@ -27,9 +27,9 @@ from enc2gen.training.optim import (
     build_optimizer,
     encoder_parameters,
     load_optimizer_tensors,
-    optimizer_tensors,
     set_learning_rate,
 )
+from enc2gen.training.parallel import parallelism
 from enc2gen.training.runtime import (
     InterruptFlag,
     forward_options,
@@ -41,12 +41,15 @@ from enc2gen.training.runtime import (
     rng_tensors,
     seed_everything,
     seed_torch,
+    takes_argument,
 )
 from enc2gen.training.state import (
     Progress,
     TrainingResult,
     TrainingStream,
+    batches_per_update,
     checked_validation,
+    nonfinite_error,
     require_same_run,
     validation_fingerprint,
 )
@@ -59,8 +62,9 @@ class Trainer:
     """Trains `model` on `stream` with AdamW and keeps the best and the latest state in `output_dir`.
 
     Works on any module whose `forward(**inputs)` takes the fields of a batch except the labels and returns an
-    object with `logits`, `[..., vocab]` where the labels are `[...]`. Trains in float32: a half-precision model
-    is converted. Under `accelerate launch` process r takes every r-th batch of the same stream.
+    object with `logits`, `[..., vocab]` where the labels are `[...]`; a `forward` that takes `label_smoothing` gets
+    `labels` too and returns a `TokenLoss`, which needs no logits. Trains in float32: a half-precision model is
+    converted. Under `accelerate launch` process r takes every r-th batch of the same stream.
 
     Args:
         model: trained in place.
@@ -93,9 +97,11 @@ class Trainer:
         self.validation = checked_validation(validation)
         self.accelerator = make_accelerator()
         self.precision = resolve_precision(config.precision, self.accelerator.device)
-        self.model = (model if leave_frozen else model.float()).to(self.accelerator.device)
+        self.model = (model if leave_frozen else model.float()).to(parallelism().home(self.accelerator))
         self._forward_options = forward_options(model)
+        self._computes_loss = takes_argument(model, "label_smoothing")
         self.optimizer = build_optimizer(model, config, new_parameters)
+        self._parallel = parallelism()(self.accelerator, self.model, self.optimizer)
         self._stage_parameters = encoder_parameters(model) if config.freeze_encoder_steps else []
         self._encoder_frozen = False
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -107,7 +113,6 @@ class Trainer:
             *callbacks,
         ]
         self.progress = Progress()
-        self._wrapped: nn.Module = self.model
         self._batches: Iterator[TrainingBatch] = iter(())
         self._clock = (0.0, 0)
         self._last_checkpoint: Path | None = None
@@ -137,7 +142,7 @@ class Trainer:
         """Run updates until the end; True if interrupted."""
         progress, config = self.progress, self.config
         while progress.step < config.max_steps and not progress.stopped_early:
-            if self._any_process(interrupt.raised):
+            if self._parallel.any_process(interrupt.raised):
                 self._save()
                 return True
             learning_rate, norm = self._step(progress.step)
@@ -161,19 +166,22 @@ class Trainer:
         device = self.accelerator.device
         total = torch.zeros((), device=device)
         for index, batch in enumerate(batches):
-            seed_torch(device, self.config.seed, step, index, self.accelerator.process_index)
-            with self._gradient_sync(last=index == len(batches) - 1):
-                loss = self._loss(self._wrapped, batch, self.config.label_smoothing).loss
+            # by the batch's place in the update: the same dropout however many processes share the batches
+            place = index * self.accelerator.num_processes + self.accelerator.process_index
+            seed_torch(device, self.config.seed, step, place, 0)
+            with self._parallel.gradient_sync(last=index == len(batches) - 1):
+                loss = self._loss(self._parallel.trained, batch, self.config.label_smoothing).loss
                 # Divided by the targets of the whole update: batches weigh by their tokens, as in one big
                 # batch (transformers#35438). Data-parallel wrappers average over processes, hence the factor.
                 self.accelerator.backward(loss * (self.accelerator.num_processes / targets))
             total += loss.detach()
-        norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        gradients = [p.grad for p in self._parallel.of(self._trained) if p.grad is not None]
+        norm = self._parallel.gradient_norm(gradients)
         # The only wait for the device in a step.
-        loss_sum, norm_value = torch.stack([self._sum(total), norm.float()]).tolist()
+        loss_sum, norm_value = torch.stack([self._parallel.sum(total), norm.float()]).tolist()
         if self._finite(loss_sum, norm_value, step, learning_rate):
             if self.config.max_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(self._trained, self.config.max_grad_norm, norm)
+                self._parallel.clip(gradients, self.config.max_grad_norm, norm)
             self.optimizer.step()
             self.progress.window_loss += loss_sum
             self.progress.window_targets += targets
@@ -184,6 +192,9 @@ class Trainer:
         inputs = batch.to(self.accelerator.device).as_model_inputs()
         labels = inputs.pop("labels")
         with self._autocast():
+            if self._computes_loss:
+                # inside `forward`, where data-parallel wrappers see every use of a parameter
+                return model(**inputs, labels=labels, label_smoothing=label_smoothing, **self._forward_options)
             logits = model(**inputs, **self._forward_options).logits
         return cross_entropy(logits, labels, label_smoothing)
 
@@ -212,14 +223,9 @@ class Trainer:
         progress.skipped_in_row += 1
         if self.config.nonfinite == "skip" and progress.skipped_in_row < self.config.max_skipped_in_row:
             return False
-        last = self._last_checkpoint
-        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
-        raise TrainingError(
-            f"loss {loss} and gradient norm {norm} at step {step}, learning rate {learning_rate:.3g}"
-            + (f", {progress.skipped_in_row} times in a row" if self.config.nonfinite == "skip" else ""),
-            where=str(self.output_dir),
-            remedy=f"lower learning_rate, lengthen warmup, or use precision fp32; {kept}",
-        )
+        times = f", {progress.skipped_in_row} times in a row" if self.config.nonfinite == "skip" else ""
+        when = f"at step {step}, learning rate {learning_rate:.3g}{times}"
+        raise nonfinite_error(loss, norm, when, self.output_dir, self._last_checkpoint)
 
     def _report(self, learning_rate: float, norm: float) -> None:
         progress = self.progress
@@ -253,6 +259,7 @@ class Trainer:
         improved = math.isfinite(mean) and (progress.best_loss is None or mean < progress.best_loss)
         if improved:
             progress.best_step, progress.best_loss, progress.best_losses = progress.step, mean, losses
+            self._parallel.collect()
             if self.accelerator.is_main_process:
                 self.store.save_best(progress.step, self.model, {"losses": losses, "mean_loss": mean})
         metrics = ValidationMetrics(step=progress.step, losses=losses, mean=mean, improved=improved)
@@ -260,17 +267,21 @@ class Trainer:
             callback.on_validation(metrics)
         self._lap()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def evaluate(self, batches: Sequence[TrainingBatch]) -> float:
         """Mean negative log-likelihood per target token in nats, no dropout, the precision of training."""
-        was_training = self.model.training
-        self.model.eval()
+        model, processes = self._parallel.evaluated, self.accelerator.num_processes
+        was_training = model.training
+        model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for batch in batches[self.accelerator.process_index :: self.accelerator.num_processes]:
-            loss = self._loss(self.model, batch, label_smoothing=0.0)
+        own = list(batches[self.accelerator.process_index :: processes])
+        for batch in own:
+            loss = self._loss(model, batch, label_smoothing=0.0)
             total += torch.stack([loss.negative_log_likelihood.double(), loss.count.double()])
-        self.model.train(was_training)
-        nll, count = self._sum(total).tolist()
+        if self._parallel.every_process_evaluates and len(own) * processes < len(batches):
+            self._loss(model, batches[0], label_smoothing=0.0)  # the others have one more, for which they need us
+        model.train(was_training)
+        nll, count = self._parallel.sum(total).tolist()
         return nll / count
 
     def _start(self, resume: bool) -> None:
@@ -280,9 +291,12 @@ class Trainer:
                 where=str(self.store.folder),
                 remedy="resume that run, delete the folder, or choose another one",
             )
+        self._parallel.end()  # of a run before, by the same trainer
         if self.config.gradient_checkpointing:
             gradient_checkpointing(self.model, enable=True)
         self.model.train()
+        with self.accelerator.main_process_first():
+            self.store.recover()
         checkpoint = self.store.newest()
         if checkpoint is None:
             seed_everything(self.config.seed)
@@ -291,7 +305,7 @@ class Trainer:
         for parameter in self._stage_parameters:
             parameter.requires_grad_(True)
         self._encoder_frozen = False
-        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._parallel.begin()
         self._batches = iter(self.stream)
         self._clock = (time.perf_counter(), self.progress.tokens)
         for callback in self.callbacks:
@@ -299,7 +313,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         optimizer, rng, state = read_training_state(path)
-        require_same_run(state["identity"], self._identity(), where=str(path))
+        require_same_run(batches_per_update(state["identity"]), self._identity(), where=str(path))
         self.stream.load_state_dict(state["stream"])  # says which part of the data differs, if any
         require_same_run(state["data"], self._data_identity(), where=str(path))
         load_weights(self.model, path / "model", trained_only=self.store.trained_only)
@@ -315,11 +329,13 @@ class Trainer:
 
     def _save(self) -> None:
         self._lap()
+        self._parallel.collect()
+        optimizer = self._parallel.optimizer_tensors()
         if self.accelerator.is_main_process:
             self._last_checkpoint = self.store.save(
                 self.progress.step,
                 self.model,
-                optimizer=optimizer_tensors(self.optimizer, self.model),
+                optimizer=optimizer,
                 rng=rng_tensors(),
                 state={
                     "identity": self._identity(),
@@ -336,6 +352,7 @@ class Trainer:
     def _finish(self, interrupted: bool) -> TrainingResult:
         progress = self.progress
         self._lap()
+        self._parallel.end()
         best = self.store.best(progress.best_step) if progress.best_step is not None else None
         if best is not None and self.config.load_best and not interrupted:
             load_weights(self.model, best / "model", trained_only=self.store.trained_only)
@@ -362,9 +379,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resumed run to equal an uninterrupted one."""
         return {
-            **self.config.identity(),
+            **batches_per_update({**self.config.identity(), "processes": self.accelerator.num_processes}),
             "precision": self.precision,
-            "processes": self.accelerator.num_processes,
         }
 
     def _data_identity(self) -> dict[str, Any]:
@@ -375,23 +391,10 @@ class Trainer:
         frozen = bool(self._stage_parameters) and step < self.config.freeze_encoder_steps
         if frozen == self._encoder_frozen:
             return
-        for parameter in self._stage_parameters:
+        for parameter in self._parallel.of(self._stage_parameters):
             parameter.requires_grad_(not frozen)
         self._encoder_frozen = frozen
-        # again, because data-parallel wrappers note at the start which parameters need gradients
-        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._parallel.stage_changed()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def _gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self.accelerator.no_sync(self._wrapped)
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        """Sum over processes."""
-        return tensor if self.accelerator.num_processes == 1 else self.accelerator.reduce(tensor, "sum")
-
-    def _any_process(self, flag: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self._sum(torch.tensor(float(flag), device=self.accelerator.device)).item())
