@@ -18,6 +18,7 @@ from enc2gen.generation.bridge_generator import BridgeGenerator
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.generation.generator import Generator
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
+from enc2gen.models.bridge.state_cache import FrozenStateCache
 from enc2gen.tokenization.bridge_codec import BridgeCodec
 
 TEXTS = ["ab", "a long text of many words", "kk <s> zz", "қазақ"]
@@ -102,6 +103,17 @@ def test_the_encoder_reads_each_text_once() -> None:
     model.encoder.register_forward_pre_hook(lambda _, __, kw: rows.append(len(kw["input_ids"])), with_kwargs=True)
     scorer.log_likelihoods(TEXTS, batch_size=2)
     assert rows == [2, 2]
+
+
+@pytest.mark.parametrize("fusion", ["last", "transformer"])
+def test_states_that_are_known_are_not_computed_again(fusion: str) -> None:
+    """Two bridges with one frozen encoder: the second one's texts need no pass of it."""
+    model = tiny_bridge(fusion=fusion)
+    cache, wanted = FrozenStateCache(model), brute_force(model)
+    LabelScorer(model, codec_of(model), LABELS, cache).log_likelihoods(TEXTS)
+    model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("the encoder ran again"))
+    scores = LabelScorer(model, codec_of(model), LABELS, cache).log_likelihoods(TEXTS, batch_size=2)
+    np.testing.assert_allclose(scores, wanted, atol=3e-4)
 
 
 def test_predictions_and_probabilities() -> None:

@@ -23,6 +23,7 @@ from enc2gen.generation.bridge_generator import BridgeGenerator
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.generation.generator import pad_rows
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
+from enc2gen.models.bridge.state_cache import FrozenStateCache
 from enc2gen.tokenization.bridge_codec import BridgeCodec
 
 __all__ = [
@@ -51,17 +52,28 @@ class LabelScorer(TreeScorer[tuple[list[int], list[int]]]):
         model: a bridge; it is put into evaluation mode.
         codec: turns texts, labels and the prompt into ids.
         labels: as the bridge was trained to write them.
+        cache: states of the model's frozen encoder; the texts' are added, so that the next bridge that reads the same
+            ones finds them.
 
     Raises:
         ConfigError: no label, an empty one, one longer than the codec's targets, or two with the same tokens.
     """
 
-    def __init__(self, model: BridgeForConditionalGeneration, codec: BridgeCodec, labels: Sequence[str]) -> None:
-        self.model, self.codec = model.eval(), codec
+    def __init__(
+        self,
+        model: BridgeForConditionalGeneration,
+        codec: BridgeCodec,
+        labels: Sequence[str],
+        cache: FrozenStateCache | None = None,
+    ) -> None:
+        self.model, self.codec, self._cache = model.eval(), codec, cache
         super().__init__(model.llm, labels, _label_ids(codec, labels))
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        return list(zip(self.codec.encode_sources(texts), self.codec.encode_prompts(texts), strict=True))
+        sources = self.codec.encode_sources(texts)
+        if self._cache is not None:
+            self._cache.add(sources)
+        return list(zip(sources, self.codec.encode_prompts(texts), strict=True))
 
     def _length(self, source: tuple[list[int], list[int]]) -> int:
         return len(source[0]) + len(source[1])
@@ -71,7 +83,9 @@ class LabelScorer(TreeScorer[tuple[list[int], list[int]]]):
         ids, mask = pad_rows([source for source, _ in sources], self.codec.encoder_pad_id, model.device)
         # Padded on the left, all prompts end at the last position, where the label begins.
         heads, head_mask = pad_rows([head for _, head in sources], self.codec.llm_pad_id, model.device, left=True)
-        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
+        known = {} if self._cache is None else self._cache.lookup([tuple(source) for source, _ in sources])
+        states = {name: tensor.to(model.device) for name, tensor in known.items()}
+        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask, **states)
         output = model(
             attention_mask=mask,
             encoder_outputs=encoded,
@@ -115,6 +129,7 @@ def classify(
     method: Method = "likelihood",
     batch_size: int = 32,
     on_batch: Callable[[int], None] | None = None,
+    cache: FrozenStateCache | None = None,
 ) -> Classification:
     """Label every text.
 
@@ -125,13 +140,14 @@ def classify(
         method: see `Method`. By generation, what is written is compared as it is: it need not be a label.
         batch_size: texts that are read at once, of like lengths.
         on_batch: called with the number of texts finished so far.
+        cache: of `LabelScorer`; generation makes no use of it.
 
     Raises:
         ConfigError: unknown method, no label, two with the same tokens.
         DataError: a text that cannot be encoded.
     """
     if method == "likelihood":
-        scorer = LabelScorer(model, codec, labels)
+        scorer = LabelScorer(model, codec, labels, cache)
         return Classification.likeliest(
             scorer.labels, scorer.log_likelihoods(texts, batch_size=batch_size, on_batch=on_batch)
         )

@@ -57,9 +57,18 @@ def evaluate_bridge(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, st
     texts = [text for rows in tests.values() for text in rows]
     scores: dict[str, Any] = {"classification": {}, "pairs": {}}
     predictions: dict[str, Sequence[str]] = {}
+    cache = parts.cache(model, step.bridge)
+    if cache is not None and cache.argument != "fused_states":
+        cache = None  # all layers of all test texts are too much to keep
     for method in recipe.evaluate.methods if texts else ():
         found = classify(
-            model, codec, [text.text for text in texts], labels, method=method, batch_size=recipe.evaluate.batch_size
+            model,
+            codec,
+            [text.text for text in texts],
+            labels,
+            method=method,
+            batch_size=recipe.evaluate.batch_size,
+            cache=cache,
         )
         predictions[method] = found.predictions
         scores["classification"][method] = _by_language(tests, found.predictions)

@@ -40,7 +40,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     folded = folded.reshape(rows, groups, -1, size)  # [B, G, A / G x Q, D]
     if heads > groups and mask.shape[2] > 1:
         mask = mask.repeat(1, 1, heads // groups, 1)
-    weights = torch.matmul(folded, keys.transpose(2, 3)).add_(mask).softmax(dim=-1)
+    scores = torch.matmul(folded, keys.transpose(2, 3)).add_(mask)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
     mixed = torch.matmul(weights, values).view(rows, groups, heads // groups, queries, size)
     return mixed.permute(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
 
