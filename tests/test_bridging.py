@@ -34,12 +34,18 @@ def examples(count: int = 16) -> list[EncodedExample]:
 
 
 def train(
-    model: BridgeForConditionalGeneration, folder: Path, *, steps: int = 4, dev: bool = True, **options: Any
+    model: BridgeForConditionalGeneration,
+    folder: Path,
+    *,
+    data: list[EncodedExample] | None = None,
+    steps: int = 4,
+    dev: bool = True,
+    **options: Any,
 ) -> TrainingResult:
     settings = {"learning_rate": 0.01, "warmup": 0, "eval_every": 2, "save_every": 2, "log_every": 1}
     config = TrainingConfig(max_steps=steps, progress=False, tensorboard=False, precision="fp32", **settings)
     validation = {"dev": examples(6)} if dev else {}
-    return train_bridge(model, examples(), validation, config, BATCHES, folder, **options)
+    return train_bridge(model, data or examples(), validation, config, BATCHES, folder, **options)
 
 
 def weights(model: BridgeForConditionalGeneration) -> dict[str, torch.Tensor]:
@@ -166,10 +172,8 @@ def test_other_examples_or_another_tuning_are_not_resumed(tmp_path: Path) -> Non
         train(tiny_bridge(), tmp_path, tuning=TuningConfig(encoder="full"))
     other = examples()
     other[0] = EncodedExample(other[0].input_ids, other[0].decoder_input_ids, (31, EOS))
-    model = tiny_bridge()
-    config = TrainingConfig(max_steps=4, learning_rate=0.01, warmup=0, progress=False, tensorboard=False)
     with pytest.raises(CheckpointError, match=r"data\.examples"):
-        train_bridge(model, other, {}, config, BATCHES, tmp_path)
+        train(tiny_bridge(), tmp_path, data=other)
 
 
 def test_impossible_wishes_are_refused(tmp_path: Path) -> None:

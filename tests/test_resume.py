@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from enc2gen.data.batching import Batch
 from enc2gen.errors import CheckpointError
 from enc2gen.training import Callback, StepMetrics, Trainer, TrainingResult
 from enc2gen.training.runtime import (
@@ -31,6 +32,7 @@ from training_toys import (
     assert_same,
     config,
     final_state,
+    metrics,
     toy_batch,
     trainer,
     validation,
@@ -195,3 +197,36 @@ def test_random_states_survive_their_tensors() -> None:
         draw()
         restore_rng(saved)
         assert draw() == expected
+
+
+class SignallingBatch(Batch):
+    """Sends this process SIGTERM when as many of its kind were used as `at` says."""
+
+    used = at = 0
+
+    def to(self, device: Any) -> Batch:
+        SignallingBatch.used += 1
+        if SignallingBatch.used == SignallingBatch.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().to(device)
+
+
+@pytest.mark.parametrize(("at", "step"), [(2, 4), (82, 12)], ids=["in the first validation", "in the last"])
+def test_sigterm_does_not_wait_for_the_end_of_a_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, step: int
+) -> None:
+    many = {"a": [toy_batch(100, index) for index in range(2)] * 20, "b": [toy_batch(101, 0)]}
+
+    def run(folder: Path, first: list[Any]) -> TrainingResult:
+        return Trainer(ToySeq2Seq(), ToyStream(), {**many, "a": first}, config(), folder).train()
+
+    expected = run(tmp_path / "undisturbed", many["a"])
+    monkeypatch.setattr(SignallingBatch, "used", 0)
+    monkeypatch.setattr(SignallingBatch, "at", at)
+    result = run(tmp_path / "signalled", [SignallingBatch(**vars(batch)) for batch in many["a"]])
+    assert result.interrupted and result.steps == step and SignallingBatch.used == at, "asked before each batch"
+    assert result.last_checkpoint == tmp_path / "signalled" / "checkpoints" / f"step-{step:08d}"
+    assert [m["step"] for m in metrics(tmp_path / "signalled") if "mean" in m] == list(range(4, step, 4))
+    result = run(tmp_path / "signalled", many["a"])
+    assert not result.interrupted and result.losses == expected.losses
+    assert_same(final_state(tmp_path / "signalled"), final_state(tmp_path / "undisturbed"))

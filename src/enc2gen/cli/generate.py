@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoConfig
 
-from enc2gen.errors import DataError, OutputError
-from enc2gen.generation.decoding import DecodingConfig
-from enc2gen.generation.generator import Generator
+from enc2gen.errors import ConfigError, DataError, OutputError
+from enc2gen.generation.blocks import Job
+from enc2gen.generation.outputs import Output
+from enc2gen.generation.scaling import best_line, generate_to_file, write_here
 
 
 def read_lines(path: Path | None) -> list[str]:
@@ -67,38 +71,69 @@ def write_output(text: str, output_file: Path | None) -> None:
 
 
 def generate_lines(
-    model: str,
-    target_language: str | None,
-    source_language: str | None,
+    job: Job,
     input_file: Path | None,
     output_file: Path | None,
-    config: DecodingConfig,
-    seed: int,
     errors: Console,
+    engine: str = "local",
+    workers: int | None = None,
+    text_of: Callable[[Sequence[Output]], str] = best_line,
 ) -> None:
-    """Load `model`, write one output line per input line, in order; an empty line stays empty."""
+    """Write one output line per input line, in order; an empty line stays empty.
+
+    A file is written by finished blocks, so that an interrupted call goes on where it stopped; `text_of` makes the line
+    of a source's outputs.
+    """
+    _check_engine(engine, workers, output_file)
     lines = read_lines(input_file)
     if output_file is not None:
         check_writable(output_file)
-    generator = Generator.from_pretrained(model)
-    if generator.source_language(source_language) is None and len(generator.languages) > 1:
+    if job.source_language is None and _needs_source_language(job.model):
         errors.print("note: no --from language; this model was trained with one on every source", highlight=False)
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=sum(1 for line in lines if line.strip()))
-        outputs = generator.generate(
-            lines,
-            target_language=target_language,
-            source_language=source_language,
-            config=config,
-            seed=seed,
-            on_batch=lambda finished: progress.update(task, completed=finished),
-        )
-    if generator.codec.truncated:
-        errors.print(
-            f"warning: {generator.codec.truncated} input lines were longer than "
-            f"{generator.codec.max_source_length} tokens and were cut",
-            highlight=False,
-        )
-    text = "".join(" ".join(output.split()) + "\n" for output in outputs)
-    write_output(text, output_file)
+
+        def on_progress(finished: int) -> None:
+            progress.update(task, completed=finished)
+
+        if output_file is None or _is_stream(output_file):
+            written = list(write_here(job, job.blocks(lines), None, on_progress))
+            cut, limit = sum(block.truncated for block in written), written[0].max_source_length
+        else:
+            cut, limit = generate_to_file(
+                job, lines, output_file, engine=engine, workers=workers, text_of=text_of, on_progress=on_progress
+            )
+            written = []
+    if cut:
+        errors.print(f"warning: {cut} input lines were longer than {limit} tokens and were cut", highlight=False)
+    if written:
+        write_output("".join(text_of(outputs) for block in written for outputs in block.outputs), output_file)
+
+
+def _check_engine(engine: str, workers: int | None, output_file: Path | None) -> None:
+    """`ConfigError` for options that would do nothing."""
+    if engine == "local":
+        if workers is not None:
+            raise ConfigError(
+                "one process writes here, with all cores or the GPU",
+                where="--workers",
+                remedy="add --engine ray, or leave it out",
+            )
+    elif output_file is None or _is_stream(output_file):
+        raise ConfigError(f"the engine {engine} writes files", where="--engine", remedy="add --output FILE")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe or a device, which is written to and never replaced."""
+    return path.exists() and not path.is_file()
+
+
+def _needs_source_language(model: str) -> bool:
+    """Whether the model was trained with a language on its sources, and has no default one."""
+    try:
+        config: Any = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError):  # it will be explained when the model is loaded
+        return False
+    languages = getattr(config, "languages", None) or {}
+    return len(languages) > 1 and getattr(config, "default_source_language", None) is None

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from enc2gen.cli import add_language, align, classify, prepare, tokenizer_report, vocab
+from enc2gen.cli import (
+    add_language,
+    align,
+    classify,
+    generate_command,
+    prepare,
+    shortlist,
+    tokenizer_report,
+    vocab,
+)
 from enc2gen.cli.bridge import is_bridge_recipe, listed, run_bridge
 from enc2gen.errors import ConfigError, Enc2genError, Interrupted
 
@@ -160,42 +169,6 @@ _add_stage("report", "Write a recipe's report (after `evaluate`); the same as `r
 
 
 @app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub name of a trained model.", show_default=False)],
-    to: Annotated[str | None, typer.Option("--to", help="Language to write.")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="Language of the input.")] = None,
-    input_file: Annotated[
-        Path | None, typer.Option("--input", "-i", help="Text file, one source a line; else standard input.")
-    ] = None,
-    output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Text file to write; else standard output.")
-    ] = None,
-    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 4,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of searching.")] = False,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.01, help="Of sampling.")] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.01, max=1.0, help="Nucleus of sampling.")] = 1.0,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Instead of the model's limit.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sources decoded at once.")] = 32,
-    seed: Annotated[int, typer.Option("--seed", help="Of sampling.")] = 0,
-) -> None:
-    """Write one output line per input line: enc2gen generate MODEL --to ug < in.txt"""
-    from enc2gen.cli.generate import generate_lines
-    from enc2gen.generation.decoding import DecodingConfig
-
-    config = DecodingConfig(
-        num_beams=1 if sample else beams,
-        do_sample=sample,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
-    generate_lines(model, to, source, input_file, output_file, config, seed, errors)
-
-
-@app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Explain the installation: versions, hardware, optional parts, what is supported."""
     from enc2gen.cli import doctor as checks
@@ -210,6 +183,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     raise typer.Exit(checks.doctor(console))
 
 
+generate_command.register(app, lambda: errors)
+shortlist.register(app)
 tokenizer_report.register(app)
 vocab.register(app)
 add_language.register(app)

@@ -42,6 +42,7 @@ class Request:
     glossary: Glossary | None
     n: int = 1
     scored: bool = False
+    first_line: int = 0
 
     def check(self) -> None:
         """`ConfigError` where there cannot be so many outputs."""
@@ -178,6 +179,7 @@ class Generator:
         config: DecodingConfig | None = None,
         seed: int | None = None,
         glossary: Glossary | None = None,
+        first_line: int = 0,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[str]:
         """Write one output per text, in the order of `texts`; an empty text gives an empty output.
@@ -187,13 +189,17 @@ class Generator:
             source_language: language of the texts.
             seed: of sampling.
             glossary: terms that outputs must and must not contain.
+            first_line: number of the first text in a longer input of which these are a part: samples of the native
+                engine depend on it and the seed, and so are the same however the input is divided.
             on_batch: called with the number of texts finished so far.
 
         Raises:
             LanguageError: a language the model does not know.
             ConfigError: the model is not decoded by the engine that this needs.
         """
-        request = Request(target_language, source_language, config or DecodingConfig(), seed, glossary)
+        request = Request(
+            target_language, source_language, config or DecodingConfig(), seed, glossary, first_line=first_line
+        )
         return [outputs[0].text for outputs in self._write(texts, request, on_batch)]
 
     def generate_n_best(
@@ -206,6 +212,7 @@ class Generator:
         config: DecodingConfig | None = None,
         seed: int | None = None,
         glossary: Glossary | None = None,
+        first_line: int = 0,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[list[Output]]:
         """Write up to `n` outputs per text, the best first, with their scores; arguments as in :meth:`generate`.
@@ -216,7 +223,8 @@ class Generator:
         Raises:
             ConfigError: n is more than there are beams, or the model is not decoded by the native engine.
         """
-        request = Request(target_language, source_language, config or DecodingConfig(), seed, glossary, n, scored=True)
+        config = config or DecodingConfig()
+        request = Request(target_language, source_language, config, seed, glossary, n, True, first_line)
         return self._write(texts, request, on_batch)
 
     @torch.inference_mode()
@@ -231,12 +239,13 @@ class Generator:
         outputs = [[Output("")] for _ in texts]
         native = self._native(request)
         if request.seed is not None:
-            torch.manual_seed(request.seed)
+            torch.manual_seed(request.seed + request.first_line)
         for start in range(0, len(order), config.batch_size):
             chosen = order[start : start + config.batch_size]
             if native:
                 sources = [
-                    Source(encoded[index], (request.seed or 0, index), request.terms(texts[index])) for index in chosen
+                    Source(encoded[index], (request.seed or 0, request.first_line + index), request.terms(texts[index]))
+                    for index in chosen
                 ]
                 written = self._decode_native(sources, cast(str, target), request)
             else:
@@ -286,12 +295,10 @@ class Generator:
     def _outputs(self, source: Source, hypotheses: Sequence[Hypothesis], request: Request) -> list[Output]:
         kept = hypotheses if request.config.mbr_samples else hypotheses[: request.n]
         texts = self.codec.decode_batch([one.tokens for one in kept])
-        wanted = self.writer.requirements(source.terms)
-        outputs = []
-        for text, one in zip(texts, kept, strict=True):
-            met = zip(source.terms.required, wanted.of(one.tokens), strict=True)
-            unmet = tuple(term for term, progress in met if progress is not None and term not in text)
-            outputs.append(Output(text, one.score, one.ended, unmet))
+        outputs = [
+            Output(text, one.score, one.ended, self.writer.unmet(source.terms.required, one.tokens, text))
+            for text, one in zip(texts, kept, strict=True)
+        ]
         if request.config.mbr_samples:
             ranked = rank_by_utility(texts)[: request.n]
             return [replace(outputs[place], score=utility) for place, utility in ranked]

@@ -67,7 +67,7 @@ class NativeWriter:
                 self._engines[key] = Engine(self._model, precision)
             else:
                 tokens = torch.tensor(self._shortlist.of(language))
-                self._engines[key] = Engine(self._model, precision, shortlist=tokens)
+                self._engines[key] = self.engine(precision).limited_to(tokens, self._model)
         return self._engines[key]
 
     @property
@@ -76,11 +76,14 @@ class NativeWriter:
         self._spelling = self._spelling or Spelling(self._tokenizer)
         return self._spelling
 
-    def requirements(self, terms: Terms) -> Requirements:
+    def requirements(self, terms: Sequence[str]) -> Requirements:
         """The phrases that an output with these terms contains."""
-        if not terms.required:
-            return Requirements()
-        return Requirements([self.spelling.phrase(term) for term in terms.required])
+        return Requirements([self.spelling.phrase(term) for term in terms])
+
+    def unmet(self, terms: Sequence[str], tokens: Sequence[int], text: str) -> tuple[str, ...]:
+        """Terms that are neither among the tokens of an output nor in its text."""
+        missing = [term for term in terms if term not in text]
+        return tuple(term for term in missing if self.requirements([term]).of(tokens) != (None,))
 
     def write(
         self,
@@ -153,7 +156,7 @@ class NativeWriter:
                     where="glossary",
                     remedy="leave them out, or take the required terms out of the glossary",
                 )
-            return engine.search_with(*padded, starts, settings, [self.requirements(s.terms) for s in sources])
+            return engine.search_with(*padded, starts, settings, [self.requirements(s.terms.required) for s in sources])
         if config.beam_groups > 1:
             groups, penalty = config.beam_groups, config.diversity_penalty
             return engine.search_diverse(*padded, starts, settings, groups=groups, penalty=penalty)

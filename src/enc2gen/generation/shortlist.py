@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from enc2gen.errors import DataError, LanguageError, ModelError, OutputError
 from enc2gen.tokenization.tokenizer import TextCodec
@@ -79,11 +80,13 @@ class Shortlist:
             raise DataError("there is no such file", where=where, remedy="enc2gen shortlist writes one") from error
         except (OSError, ValueError) as error:
             raise DataError(f"not a shortlist ({error})", where=where, remedy="enc2gen shortlist writes one") from error
-        languages = content.get("languages") if isinstance(content, dict) else None
-        whole = isinstance(languages, dict) and isinstance(content.get("vocabulary"), int)
-        if not whole or content.get("kind") != _KIND or not all(_is_ids(ids) for ids in languages.values()):
+        content = content if isinstance(content, dict) and content.get("kind") == _KIND else {}
+        vocabulary: Any = content.get("vocabulary")
+        languages: Any = content.get("languages")
+        lists = list(languages.values()) if isinstance(languages, dict) else []
+        if not isinstance(vocabulary, int) or not lists or not all(map(_is_ids, lists)):
             raise DataError("not a shortlist", where=where, remedy="enc2gen shortlist writes one")
-        return cls(content["vocabulary"], languages)
+        return cls(vocabulary, languages)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write JSON; `OutputError` if that cannot be."""

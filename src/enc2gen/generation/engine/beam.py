@@ -144,7 +144,8 @@ class BeamSearch:
             values, candidates, seen = self._candidates(state, tokens, beams)
             if length == 1:
                 state.expand(settings.num_beams)
-                values, candidates = values.expand(-1, settings.num_beams, -1), candidates.expand_as(values)
+                values = values.expand(-1, settings.num_beams, -1)
+                candidates = candidates.expand_as(values)
             parents = self._advance(beams, values, candidates, seen, length)
             self._publish(beams, state, found, last=length == settings.max_new_tokens, parents=parents)
             if not len(beams.rows):
@@ -190,12 +191,13 @@ class BeamSearch:
         sums = ranks if penalties is None else totals.flatten(1).gather(1, places)
         parents = places // width
         tokens = candidates.flatten(1).gather(1, places)
-        over = (tokens == settings.end) | (length == settings.max_new_tokens)
+        ended = tokens == settings.end
+        over = ended | (length == settings.max_new_tokens)
         sequences = torch.cat([take(beams.sequences, parents), tokens[..., None]], dim=2)
         self._finish(beams, sequences, sums, over, parents, length)
-        chosen = (ranks + over * _NEVER).topk(settings.num_beams, dim=1).indices
+        chosen = (ranks + ended * _NEVER).topk(settings.num_beams, dim=1).indices
         beams.sequences, beams.scores = take(sequences, chosen), sums.gather(1, chosen)
-        beams.scores = beams.scores + over.gather(1, chosen) * _NEVER
+        beams.scores = beams.scores + ended.gather(1, chosen) * _NEVER
         parents = parents.gather(1, chosen)
         if beams.coverage is not None:
             beams.coverage = take(beams.coverage, parents)

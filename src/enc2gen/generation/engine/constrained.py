@@ -59,9 +59,8 @@ class _Source:
         candidates = self._candidates(offers)
         complete = [one for one in candidates if one.met == total]
         over = [one for one in complete[: settings.num_beams] if last or one.token == settings.end]
-        if last and len(over) < settings.num_beams:
-            unmet = sorted((one for one in candidates if one.met < total), key=lambda one: -one.met)
-            over += unmet[: settings.num_beams - len(over)]
+        if last and not over and not self.finished:  # nothing meets all
+            over = sorted(candidates, key=lambda one: -one.met)[: settings.num_beams]
         if self.open:
             self._finish(over, length)
         going = [one for one in candidates if one.token != settings.end]
@@ -129,7 +128,7 @@ class ConstrainedBeamSearch:
         self._decoder, self._head, self._settings = decoder, head, settings
 
     def run(self, state: DecoderState, starts: Tensor, requirements: Sequence[Requirements]) -> list[list[Hypothesis]]:
-        """At most K hypotheses for each source: those that meet most, the best of these first.
+        """At most K hypotheses for each source, the best first; where none meets all, those that meet most first.
 
         Args:
             state: of `EngineDecoder.start`; used up.

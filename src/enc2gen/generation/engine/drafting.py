@@ -30,7 +30,7 @@ def draft(output: Sequence[int], source: Sequence[int], count: int) -> list[int]
     """At most `count` tokens that may follow `output`; none where nothing was found."""
     for size in range(min(_LONGEST, len(output)), 0, -1):
         tail = list(output[-size:])
-        for text in (source, output[:-1]):
+        for text in (source, output):
             for start in range(len(text) - size):
                 if list(text[start : start + size]) == tail:
                     return list(text[start + size : start + size + count])

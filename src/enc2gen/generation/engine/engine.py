@@ -79,11 +79,16 @@ class Engine:
     def __init__(
         self, model: SwcmForConditionalGeneration, precision: Precision, *, shortlist: Tensor | None = None
     ) -> None:
+        self._precision = precision
         self._encoder = _packed_encoder(model.encoder, precision)
         self.decoder = EngineDecoder(model.decoder, precision)
-        self.head = OutputHead(
-            model.lm_head.weight.detach(), _detached(model.lm_head.bias), precision, shortlist=shortlist
-        )
+        self.head = _head(model, precision, shortlist)
+
+    def limited_to(self, shortlist: Tensor, model: SwcmForConditionalGeneration) -> Engine:
+        """An engine of the same model that writes these tokens only; it shares all else with this one."""
+        limited = copy.copy(self)
+        limited.head = _head(model, self._precision, shortlist)
+        return limited
 
     def read(self, ids: Tensor, mask: Tensor) -> DecoderState:
         """Run the encoder once over sources `[B, S]` and their mask."""
@@ -144,8 +149,9 @@ class Engine:
         return search.run(self.read(ids, mask), starts, sources)
 
 
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+def _head(model: SwcmForConditionalGeneration, precision: Precision, shortlist: Tensor | None) -> OutputHead:
+    bias = None if model.lm_head.bias is None else model.lm_head.bias.detach()
+    return OutputHead(model.lm_head.weight.detach(), bias, precision, shortlist=shortlist)
 
 
 _UNKNOWN: dict[str, tuple[Any, ...]] = {

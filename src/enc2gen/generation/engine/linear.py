@@ -5,6 +5,7 @@ Shapes: R rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Literal, cast
 
@@ -66,7 +67,9 @@ class Int8Linear(PackedLinear):
         weight = weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
         zeros = torch.zeros(len(scales), dtype=torch.long)
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, but without a successor that is as quick: docs/decisions.md
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         operators = cast(Any, torch.ops.quantized)
         chosen = torch.backends.quantized.engine
         torch.backends.quantized.engine = "onednn" if len(weight) >= _WIDE else "x86"

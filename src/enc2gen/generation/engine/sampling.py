@@ -132,15 +132,14 @@ class Sampler:
 def likeliest(head: OutputHead, states: Tensor, banned: Bans | None, *, scored: bool) -> tuple[Tensor, Tensor]:
     """The likeliest token of each row of `states` `[R, H]` that is not banned, and its log-probability.
 
-    Log-probabilities are 0 where nothing is banned and they are not asked for (`scored`): they cost a pass over the
-    vocabulary.
+    Log-probabilities are 0 where they are not asked for (`scored`): they cost a pass over the vocabulary.
     """
     most = max(map(len, banned)) if banned else 0
     if not most and not scored:
         return head.likeliest(states), torch.zeros(len(states), device=states.device)
     top = head.top(states, 1 + most)
     values, places = without_banned(top.log_probabilities, top.tokens, banned).max(dim=1, keepdim=True)
-    return top.tokens.gather(1, places)[:, 0], values[:, 0]
+    return top.tokens.gather(1, places)[:, 0], values[:, 0] if scored else torch.zeros_like(values[:, 0])
 
 
 def draw(logits: Tensor, uniform: Tensor, top_p: float, epsilon: float = 0.0) -> Tensor:
