@@ -38,7 +38,6 @@ def enc2gen(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[
     """Call the command as a shell would, in this process (a new one would spend its time importing)."""
 
     def call(*arguments: str, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(command, "_tune_allocator", lambda: None)
         monkeypatch.setattr(sys, "argv", ["enc2gen", *arguments])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setattr(command, "console", Console(width=100, file=sys.stdout))
@@ -51,6 +50,17 @@ def enc2gen(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[
         return Result(int(caught.value.code or 0), output.out, output.err)
 
     return call
+
+
+def test_large_tensors_get_huge_pages_unless_the_user_says_otherwise(
+    enc2gen: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    enc2gen("--version")
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    enc2gen("--version")
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 def test_the_installed_command_runs_as_a_process(tmp_path: Path) -> None:

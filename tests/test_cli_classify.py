@@ -19,6 +19,7 @@ from enc2gen import SwcmForConditionalGeneration
 from enc2gen.cli import classify as command
 from enc2gen.cli.generate import generate_lines
 from enc2gen.evaluation.classification import LabelScorer
+from enc2gen.generation.blocks import Job
 from enc2gen.generation.bridge_generator import BridgeGenerator
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.generation.generator import Generator
@@ -168,9 +169,7 @@ def test_generate_serves_a_bridge_without_a_language(bridge: Path, tmp_path: Pat
     (tmp_path / "in.txt").write_text("ab\n\nkk zz\n", encoding="utf-8")
     config = DecodingConfig(num_beams=1, max_new_tokens=4)
     with (tmp_path / "errors").open("w", encoding="utf-8") as stream:
-        generate_lines(
-            str(bridge), None, None, tmp_path / "in.txt", tmp_path / "out.txt", config, 0, Console(file=stream)
-        )
+        generate_lines(Job(str(bridge), config=config), tmp_path / "in.txt", tmp_path / "out.txt", Console(file=stream))
     lines = (tmp_path / "out.txt").read_text(encoding="utf-8").split("\n")
     written = Generator.from_pretrained(bridge).generate(["ab", "kk zz"], config=config)
     assert all(written) and lines == [written[0], "", written[1], ""]

@@ -31,8 +31,8 @@ class Reader(nn.Module):
         torch.manual_seed(0)
         self.embed, self.head = nn.Embedding(120, 8), nn.Linear(8, 120)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.head(self.embed(input_ids)))
+    def forward(self, input_ids: Tensor, predicted: Tensor, **_: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.embed(input_ids)[predicted]))
 
 
 @pytest.mark.parametrize("change", ["trimmed", "extended"])

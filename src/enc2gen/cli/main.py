@@ -27,10 +27,6 @@ from enc2gen.errors import ConfigError, Enc2genError, Interrupted
 if TYPE_CHECKING:
     from enc2gen.experiments.recipe import Recipe
 
-# Memory freed by one step is kept for the next, which speeds up training on CPU. The allocator reads these when a
-# process starts, so the command starts itself once more with them.
-_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_TOP_PAD_": "67108864"}
-
 app = typer.Typer(
     name="enc2gen",
     help="Grow a text generator out of any pretrained multilingual encoder, or bridge the encoder to an LLM.",
@@ -201,12 +197,8 @@ def _quiet_libraries() -> None:
 
 
 def _tune_allocator() -> None:
-    """Start a command that trains again with a better allocator setting, where glibc is used and nothing is set yet."""
-    trains = sys.argv[1:2] and sys.argv[1] in ("run", "adapt", "pretrain", "finetune", "evaluate", "report")
-    if trains and sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR):
-        os.environ.update(_ALLOCATOR)
-        # -P: the current folder stays off the import path, as with the installed command
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "enc2gen.cli.main", *sys.argv[1:]])
+    """Let torch ask for huge pages for large tensors, where Linux grants them: fresh memory costs few page faults."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
 
 
 def main() -> None:

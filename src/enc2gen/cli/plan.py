@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
 
 from enc2gen.experiments.recipe import Recipe
 
+if TYPE_CHECKING:
+    from enc2gen.training.launch import Launch
+
 
 def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
-    """Print the stages and the resolved settings of the recipe read from `path`."""
+    """Print the stages and the resolved settings of the recipe read from `path`.
+
+    Under a launcher, all its processes meet and compare their recipes, and one of them prints.
+
+    Raises:
+        ConfigError: the launched processes have different recipes or settings.
+    """
+    launch = _launched(recipe)
+    if launch is not None and not launch.main:
+        return
     console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False, soft_wrap=True)
+    if launch is not None:
+        console.print(f"# Trained by {launch.describe()}", highlight=False, markup=False, soft_wrap=True)
     stages = ["prepare"]
     for name, config in recipe.variants.items():
         extension = config.extend_vocabulary
@@ -25,10 +42,13 @@ def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
             stages.append(f"adapt {name}: masked-LM training, {', '.join(steps)}")
     stages += [f"build {name} ({system.preset})" for name, system in recipe.systems.items()]
     for stage in ("pretrain", "finetune"):
+        section = getattr(recipe, stage)
         for name in recipe.systems:
             training = recipe.training(name, stage)
             if training is not None:
-                stages.append(f"{stage} {name}: {training.max_steps:,} steps, learning rate {training.learning_rate:g}")
+                line = f"{stage} {name}: {training.max_steps:,} steps, learning rate {training.learning_rate:g}"
+                batch = f"; {launch.global_batch(training, section.batching)}" if launch is not None else ""
+                stages.append(line + batch)
     stages += [f"evaluate {name}" for name in recipe.systems] + ["report"]
     for number, stage in enumerate(stages, start=1):
         console.print(f"# {number}. {stage}", highlight=False, markup=False, soft_wrap=True)
@@ -38,3 +58,12 @@ def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _launched(recipe: Recipe) -> Launch | None:
+    """The processes of `torchrun` or `accelerate launch`; None where this is the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    from enc2gen.training.launch import rehearse
+
+    return rehearse(hashlib.sha256(recipe.model_dump_json().encode()).hexdigest())

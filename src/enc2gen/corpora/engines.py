@@ -93,33 +93,15 @@ class RayEngine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError(
-                "the engine ray needs the package ray",
-                where="engine",
-                remedy='pip install "enc2gen[ray]", or use --engine local',
-            ) from error
-        self._ray: Any = ray
+        self._ray = _import_ray()
         self._workers = workers
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Yield `function(item)` for every item, in order; an error of a task is raised here as it was there."""
-        ray = self._ray
-        started = not ray.is_initialized()
-        if started:
-            # RAY_ADDRESS may name a cluster, which brings its own number of cores.
-            local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self._workers, "include_dashboard": False}
-            with _light_imports():
-                ray.init(log_to_driver=False, **local)
-        try:
+        with ray_session(self._workers) as ray:
             workers = self._workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             task = ray.remote(num_cpus=1)(function)
             yield from _in_order(task.remote, self._result, items, _IN_FLIGHT_PER_WORKER * workers)
-        finally:
-            if started:
-                ray.shutdown()
 
     def _result(self, reference: Any) -> Any:
         try:
@@ -129,6 +111,42 @@ class RayEngine:
 
 
 ENGINES.add("ray", RayEngine)
+
+
+@contextmanager
+def ray_session(workers: int | None = None) -> Iterator[Any]:
+    """The module `ray`, connected: as it is, else to the cluster that RAY_ADDRESS names, else to a local one.
+
+    Args:
+        workers: cores of a local cluster; all by default.
+
+    Raises:
+        ConfigError: ray is not installed.
+    """
+    ray = _import_ray()
+    started = not ray.is_initialized()
+    if started:
+        # RAY_ADDRESS may name a cluster, which brings its own number of cores.
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
+        with _light_imports():
+            ray.init(log_to_driver=False, **local)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "the engine ray needs the package ray",
+            where="engine",
+            remedy='pip install "enc2gen[ray]", or use --engine local',
+        ) from error
+    return ray
 
 
 def _in_order(submit: Callable[[T], Any], result: Callable[[Any], R], items: Iterable[T], limit: int) -> Iterator[R]:

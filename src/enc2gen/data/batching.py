@@ -324,7 +324,8 @@ class BatchStream:
             raise CheckpointError(f"the data position is malformed: {error!r}") from error
         if fingerprint != self.fingerprint:
             names = sorted(self._parts.keys() | parts.keys())
-            changed = [name for name in names if self._parts.get(name) != parts.get(name)]
+            said = {"data.tokenizer": "the vocabulary (data.tokenizer)"}
+            changed = [said.get(name, name) for name in names if self._parts.get(name) != parts.get(name)]
             raise CheckpointError(
                 f"the data position was saved with other data or settings; different: {', '.join(changed)}",
                 remedy="resume with the data and settings of the interrupted run, or start in a new folder",

@@ -30,6 +30,19 @@ class _MaskedScale(torch.autograd.Function):
         return (gradient * keep).mul_(ctx.scale), None, None
 
 
+def drawn_mask(states: Tensor, rate: float) -> tuple[Tensor | None, float]:
+    """Which elements of `states`, on a CPU, dropout keeps, of their shape, and the inverse of the share kept.
+
+    `None` (all) where the rate, rounded to a multiple of 1/65,536 below 1, is 0, and of an empty tensor.
+    """
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
+    if not dropped or not states.numel():
+        return None, 1.0
+    words = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - _LEVELS // 2
+    return keep, _LEVELS / (_LEVELS - dropped)
+
+
 class Dropout(nn.Dropout):
     """`nn.Dropout`; in training on a CPU with quicker random numbers, elsewhere torch's own.
 
@@ -38,12 +51,10 @@ class Dropout(nn.Dropout):
 
     def forward(self, states: Tensor) -> Tensor:
         """Zero elements of `states`, any shape, with probability `p`."""
-        dropped = round(self.p * _LEVELS)
-        if not self.training or states.device.type != "cpu" or not 0 < dropped < _LEVELS or not states.numel():
+        if not self.training or states.device.type != "cpu" or not 0 < self.p < 1:
             return super().forward(states)
-        words = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - _LEVELS // 2
-        out: Tensor = _MaskedScale.apply(states, keep, _LEVELS / (_LEVELS - dropped))
+        keep, scale = drawn_mask(states, self.p)
+        out: Tensor = states if keep is None else _MaskedScale.apply(states, keep, scale)
         return out
 
 

@@ -26,6 +26,7 @@ class Replicas:
         home: where the whole model is kept.
         trained: to be called in training; set by `begin`.
         evaluated: to be called in validation.
+        device, processes, rank: this process's device, how many there are, and which of them it is.
     """
 
     every_process_evaluates = False  # as often as the others, that is
@@ -34,6 +35,8 @@ class Replicas:
         self._accelerator, self._model, self._optimizer = accelerator, model, optimizer
         self.trained: Any = model
         self.evaluated = model
+        self.device = accelerator.device
+        self.processes, self.rank = accelerator.num_processes, accelerator.process_index
 
     @staticmethod
     def home(accelerator: Accelerator) -> torch.device:
@@ -74,6 +77,10 @@ class Replicas:
         if self._accelerator.num_processes == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self._accelerator.device)).item())
+
+    def gives_up(self, flag: bool) -> bool:
+        """Whether this process leaves out the rest of its validation, as `flag` asks it to."""
+        return flag
 
     def collect(self) -> None:
         """Bring the trained weights into the user's model; all processes must call this together."""
@@ -116,6 +123,10 @@ class Shards(Replicas):
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return sharded_norm(gradients, self._accelerator.device)
+
+    def gives_up(self, flag: bool) -> bool:
+        """A forward pass takes all processes: they leave together."""
+        return self.any_process(flag)
 
     def collect(self) -> None:
         if self._copy is not None:

@@ -75,6 +75,7 @@ class Progress:
     skipped_in_row: int = 0
     window_loss: float = 0.0
     window_targets: int = 0
+    validation_due: bool = False  # of this step; an interruption came in between
 
 
 def checked_validation(validation: Mapping[str, Sequence[TrainingBatch]]) -> dict[str, Sequence[TrainingBatch]]:

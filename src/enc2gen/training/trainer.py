@@ -53,6 +53,7 @@ from enc2gen.training.state import (
     require_same_run,
     validation_fingerprint,
 )
+from enc2gen.training.validation import mean_loss
 
 if TYPE_CHECKING:
     from enc2gen.data.protocols import TrainingBatch
@@ -141,17 +142,21 @@ class Trainer:
     def _loop(self, interrupt: InterruptFlag) -> bool:
         """Run updates until the end; True if interrupted."""
         progress, config = self.progress, self.config
-        while progress.step < config.max_steps and not progress.stopped_early:
+        while progress.validation_due or (progress.step < config.max_steps and not progress.stopped_early):
             if self._parallel.any_process(interrupt.raised):
                 self._save()
                 return True
-            learning_rate, norm = self._step(progress.step)
-            progress.step += 1
+            if not progress.validation_due:
+                learning_rate, norm = self._step(progress.step)
+                progress.step += 1
+                if progress.step % config.log_every == 0 or progress.step == config.max_steps:
+                    self._report(learning_rate, norm)
             last = progress.step == config.max_steps
-            if progress.step % config.log_every == 0 or last:
-                self._report(learning_rate, norm)
-            if self.validation and (progress.step % config.eval_every == 0 or last):
-                self._validate()
+            if progress.validation_due or (self.validation and (progress.step % config.eval_every == 0 or last)):
+                progress.validation_due = True
+                if not self._validate(interrupt):
+                    continue
+                progress.validation_due = False
                 progress.stopped_early = not last and any(callback.should_stop for callback in self.callbacks)
             if progress.step % config.save_every == 0 or last or progress.stopped_early:
                 self._save()
@@ -229,11 +234,10 @@ class Trainer:
 
     def _report(self, learning_rate: float, norm: float) -> None:
         progress = self.progress
-        targets = progress.window_targets
         seconds, tokens = self._lap()
         metrics = StepMetrics(
             step=progress.step,
-            loss=progress.window_loss / targets if targets else math.nan,
+            loss=progress.window_loss / progress.window_targets if progress.window_targets else math.nan,
             learning_rate=learning_rate,
             gradient_norm=norm,
             tokens=progress.tokens,
@@ -252,9 +256,13 @@ class Trainer:
         self.progress.seconds += now - then
         return now - then, self.progress.tokens - tokens_then
 
-    def _validate(self) -> None:
-        progress = self.progress
-        losses = {name: self.evaluate(batches) for name, batches in self.validation.items()}
+    def _validate(self, interrupt: InterruptFlag) -> bool:
+        """Losses of all sets; False if an interruption came first, and it has to be done again."""
+        progress, losses = self.progress, {}
+        for name, batches in self.validation.items():
+            losses[name] = self.evaluate(batches, stop=lambda: interrupt.raised)
+            if self._parallel.any_process(interrupt.raised):
+                return False
         mean = sum(losses.values()) / len(losses)
         improved = math.isfinite(mean) and (progress.best_loss is None or mean < progress.best_loss)
         if improved:
@@ -266,23 +274,15 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation(metrics)
         self._lap()
+        return True
 
-    @torch.no_grad()
-    def evaluate(self, batches: Sequence[TrainingBatch]) -> float:
-        """Mean negative log-likelihood per target token in nats, no dropout, the precision of training."""
-        model, processes = self._parallel.evaluated, self.accelerator.num_processes
-        was_training = model.training
-        model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        own = list(batches[self.accelerator.process_index :: processes])
-        for batch in own:
-            loss = self._loss(model, batch, label_smoothing=0.0)
-            total += torch.stack([loss.negative_log_likelihood.double(), loss.count.double()])
-        if self._parallel.every_process_evaluates and len(own) * processes < len(batches):
-            self._loss(model, batches[0], label_smoothing=0.0)  # the others have one more, for which they need us
-        model.train(was_training)
-        nll, count = self._parallel.sum(total).tolist()
-        return nll / count
+    def evaluate(self, batches: Sequence[TrainingBatch], *, stop: Callable[[], bool] = lambda: False) -> float:
+        """Mean negative log-likelihood per target token in nats, no dropout, the precision of training.
+
+        Once `stop`, asked before every batch, says yes, the rest is left out.
+        """
+        model = self._parallel.evaluated
+        return mean_loss(self._parallel, lambda batch: self._loss(model, batch, 0.0), batches, stop)
 
     def _start(self, resume: bool) -> None:
         if not resume and self.store.exists():

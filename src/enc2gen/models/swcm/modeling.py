@@ -27,6 +27,7 @@ from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
 from enc2gen.models.token_loss import TokenLoss
+from enc2gen.models.training_attention import use_training_attention
 
 
 class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
@@ -48,6 +49,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         self.decoder = SwcmDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         use_quick_dropout(self)
+        use_training_attention(self)
         self.init_report: InitReport | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         # transformers 5 wants {target: source}; built per model, because tied layers depend on the plan.

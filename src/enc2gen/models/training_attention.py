@@ -1,0 +1,126 @@
+"""Attention with dropout (arXiv 1706.03762, section 3.2.1) that is quick in training on CPUs.
+
+torch has no fused kernel for dropout there: it converts bfloat16 to float32, draws one Bernoulli number an element and
+keeps several copies of the weights. Here products stay in their precision, and what is kept for the backward pass are
+the weights and a byte an element. Short sequences gain without dropout, too: the fused kernel is made for long ones.
+
+Shapes: B batch, A heads, K heads of keys and values, T target length, S source length, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from enc2gen.models.dropout import drawn_mask
+
+NAME = "sdpa_training"
+"""Name of this implementation in transformers; outside training on a CPU it is "sdpa"."""
+
+_SHORT = 256 * 256  # positions times positions up to which it is taken without dropout, too (measured: half the time)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float, scaling: float
+    ) -> Tensor:
+        shape = (*query.shape[:3], key.shape[2])
+        queries, keys, values = (states.flatten(0, 1) for states in (query * scaling, key, value))
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.bmm(queries, keys.transpose(1, 2))  # [B * A, T, S]
+            if mask is not None:
+                scores.view(shape).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+            weights = torch.softmax(scores, dim=-1)  # float32 inside, whatever the scores are
+            keep, scale = drawn_mask(weights, rate)
+            output = torch.bmm(weights if keep is None else weights * keep, values).mul_(scale)
+        ctx.save_for_backward(queries, keys, values, weights, keep)
+        ctx.shapes, ctx.scales = (query.shape, key.shape, value.shape), (scaling, scale)
+        return output.view(query.shape[:3] + value.shape[3:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, weights, keep = ctx.saved_tensors
+        scaling, scale = ctx.scales
+        gradient = gradient.flatten(0, 1) * scale
+        of_weights = torch.bmm(gradient, values.transpose(1, 2))
+        if keep is not None:
+            of_weights.mul_(keep)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_queries = torch.bmm(of_scores, keys).mul_(scaling)
+        of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
+        kept = weights if keep is None else torch.mul(weights, keep, out=of_weights)
+        of_values = torch.bmm(kept.transpose(1, 2), gradient)
+        found = (of_queries, of_keys, of_values)
+        return (*(grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)), None, None, None)
+
+
+def training_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """softmax(Q K^T / sqrt(D)) V with dropout of the weights; transformers' "sdpa" wherever this is not quicker.
+
+    A position that may see nothing sees everything equally, as in transformers' eager attention.
+
+    Args:
+        query: `[B, A, T, D]`; key, value: `[B, K, S, D]`, each head serving A / K neighbouring query heads;
+            attention_mask: True where a position is seen, `[B, 1, T, S]`.
+        dropout: of the weights; 0 outside training.
+        scaling: 1 / sqrt(D) by default.
+        is_causal: without a mask, whether a position sees those up to itself only; `module.is_causal` by default.
+
+    Returns:
+        Output `[B, T, A, D]`, and no weights.
+    """
+    lengths = query.shape[2], key.shape[2]
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    usable = (
+        module.training
+        and query.device.type == "cpu"
+        and (0 < dropout < 1 or (dropout == 0 and lengths[0] * lengths[1] <= _SHORT))
+        and (attention_mask is None or attention_mask.dtype is torch.bool)
+        and not (causal and lengths[0] != lengths[1])
+        and all(options.get(name) is None for name in ("position_bias", "cache", "softcap"))
+    )
+    if not usable:
+        options |= {"dropout": dropout, "scaling": scaling, "is_causal": is_causal}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if causal:
+        attention_mask = torch.ones(lengths, dtype=torch.bool).tril()
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output: Tensor = _Attention.apply(query, key, value, attention_mask, dropout, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, training_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+
+
+def use_training_attention(model: PreTrainedModel) -> None:
+    """Let every part of `model` that computes attention by transformers' "sdpa" do so by this."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module._supports_attention_backend:
+            config: Any = module.config
+            if config._attn_implementation == "sdpa":
+                config._attn_implementation = NAME
