@@ -40,9 +40,9 @@ class _PackedModule(nn.Module):
 
 def _packed_encoder(encoder: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     """An encoder in `precision`; the original stays as it is, and on a CPU all but the products is shared with it."""
-    if precision == "fp32":
-        return encoder
     if next(encoder.parameters()).device.type != "cpu":
+        if precision == "fp32":
+            return encoder
         return cast(Any, copy.deepcopy(encoder)).to(torch.bfloat16 if precision == "bf16" else torch.float16)
     shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
     packed = copy.deepcopy(encoder, memo=cast("dict[int, object]", shared))
