@@ -29,8 +29,8 @@ from enc2gen.experiments.encoding import encode_pair
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.generation.generator import DecodingConfig
 from enc2gen.models.surgery import load_for_surgery, trim_model
+from enc2gen.models.token_loss import cross_entropy
 from enc2gen.tokenization.tokenizer import TextCodec
-from enc2gen.training.objectives import cross_entropy
 
 
 def measure(folder: Path, data: PreparedData, limit: int, steps: int) -> dict[str, Any]:

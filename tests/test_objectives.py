@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from enc2gen.training.objectives import cross_entropy
+from enc2gen.models.token_loss import cross_entropy
 
 
 def _case(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:

@@ -210,8 +210,8 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
 def return_free_memory() -> None:
     """Give freed memory back to the system (glibc only; nothing happens elsewhere).
 
-    The allocator settings of `enc2gen run` keep what is freed for the next step, which is right for training, where
-    steps are alike; batches of ever shorter texts would leave it in pieces that fit nothing, until there is none left.
+    An allocator may keep what is freed for the next step, which is right for training, where steps are alike; batches
+    of ever shorter texts would leave it in pieces that fit nothing, until there is none left.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -26,8 +26,8 @@ from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.systems import codec_for, final_folder, load_system
 from enc2gen.experiments.workspace import Workspace
 from enc2gen.generation.generator import Generator
+from enc2gen.models.token_loss import cross_entropy
 from enc2gen.tokenization.tokenizer import TextCodec
-from enc2gen.training.objectives import cross_entropy
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from enc2gen.errors import DataError, OutputError
+from enc2gen.models.token_loss import TokenLoss, cross_entropy
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
 from enc2gen.training.config import TrainingConfig
-from enc2gen.training.objectives import TokenLoss, cross_entropy
 from enc2gen.training.optim import (
     build_optimizer,
     encoder_parameters,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from enc2gen.training.objectives import TokenLoss
+from enc2gen.models.token_loss import TokenLoss
 from enc2gen.training.parallel import Replicas
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from enc2gen.generation.engine.beam import Hypothesis
+from enc2gen.generation.engine.beam import LEAVE, Hypothesis
 from enc2gen.generation.engine.cache import DecoderState
 from enc2gen.generation.engine.candidates import Bans, Rule, bans, without_banned
 from enc2gen.generation.engine.decoder import EngineDecoder
@@ -23,7 +23,6 @@ from enc2gen.generation.engine.head import OutputHead
 
 _NUCLEUS = 1024
 """Candidates among which the nucleus is looked for first; sorting a whole vocabulary is slow."""
-_LEAVE = 0.8
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Sampler:
             over = over | (tokens == settings.end)
             going = ~over.all(dim=1)
             count = 0 if length == settings.max_new_tokens - 1 else int(going.sum())
-            if count == 0 or count <= _LEAVE * len(going):
+            if count == 0 or count <= LEAVE * len(going):
                 kept = going.nonzero()[:, 0] if count else rows[:0]
                 left = (~going).nonzero()[:, 0] if count else torch.arange(len(rows))
                 for index in left.tolist():
