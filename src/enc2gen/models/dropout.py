@@ -1,8 +1,8 @@
 """Dropout (arXiv 1207.0580) that is quick on CPUs.
 
 torch draws one Bernoulli number of double precision an element there, which took more than a tenth of a training step.
-Here 64 random bits make the decisions of four elements, and the mask that is kept for the backward pass has a byte an
-element instead of the element's own size.
+Here 64 random bits make the decisions of four elements, and elements are zeroed by a bitwise "and" with the decision:
+no number is converted. The mask that is kept for the backward pass has two bytes an element.
 """
 
 from __future__ import annotations
@@ -13,7 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_LEVELS = 2**16  # a decision has 16 bits: the rate is rounded to a multiple of 1/65,536
+_LEVELS = 2**15  # a decision has 15 bits: the rate is rounded to a multiple of 1/32,768
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes of an element: what it is read as, to be masked."""
+
+
+def masked(states: Tensor, keep: Tensor) -> Tensor:
+    """`states` with zeros where `keep`, of :func:`drawn_mask` and of their shape, is 0. Not differentiable."""
+    integers = _INTEGERS[states.element_size()]
+    return states.view(integers).bitwise_and(keep.to(integers)).view(states.dtype)
+
+
+def drawn_mask(states: Tensor, rate: float) -> tuple[Tensor | None, float]:
+    """Which elements of `states`, on a CPU, dropout keeps, and the inverse of the share kept.
+
+    The mask has their shape, and all bits set where an element is kept. It is `None` (all) where the rate, rounded to a
+    multiple of 1/32,768 below 1, is 0, and of an empty tensor.
+    """
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
+    if not dropped or not states.numel():
+        return None, 1.0
+    words = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = words.view(torch.int16)[: states.numel()].view(states.shape).bitwise_and_(_LEVELS - 1)
+    # n in 0 ... 32,767 is kept if n >= dropped, where dropped - 1 - n is negative: its sign, repeated, is the mask
+    keep = numbers.neg_().add_(dropped - 1).bitwise_right_shift_(15)
+    return keep, _LEVELS / (_LEVELS - dropped)
 
 
 class _MaskedScale(torch.autograd.Function):
@@ -21,26 +45,13 @@ class _MaskedScale(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
-        return (states * keep).mul_(scale)
+        return masked(states, keep).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return (gradient * keep).mul_(ctx.scale), None, None
-
-
-def drawn_mask(states: Tensor, rate: float) -> tuple[Tensor | None, float]:
-    """Which elements of `states`, on a CPU, dropout keeps, of their shape, and the inverse of the share kept.
-
-    `None` (all) where the rate, rounded to a multiple of 1/65,536 below 1, is 0, and of an empty tensor.
-    """
-    dropped = min(round(rate * _LEVELS), _LEVELS - 1)
-    if not dropped or not states.numel():
-        return None, 1.0
-    words = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    keep = words.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - _LEVELS // 2
-    return keep, _LEVELS / (_LEVELS - dropped)
+        return masked(gradient, keep).mul_(ctx.scale), None, None
 
 
 class Dropout(nn.Dropout):

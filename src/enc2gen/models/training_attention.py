@@ -1,8 +1,9 @@
 """Attention with dropout (arXiv 1706.03762, section 3.2.1) that is quick in training on CPUs.
 
 torch has no fused kernel for dropout there: it converts bfloat16 to float32, draws one Bernoulli number an element and
-keeps several copies of the weights. Here products stay in their precision, and what is kept for the backward pass are
-the weights and a byte an element. Short sequences gain without dropout, too: the fused kernel is made for long ones.
+keeps several copies of the weights. Here products stay in their precision, the softmax is taken in float32 of a few
+texts at a time, which stay in the cache, and what is kept for the backward pass are the weights and two bytes an
+element. Short sequences gain without dropout, too: the fused kernel is made for long ones.
 
 Shapes: B batch, A heads, K heads of keys and values, T target length, S source length, D head size.
 """
@@ -19,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from enc2gen.models.dropout import drawn_mask
+from enc2gen.models.dropout import drawn_mask, masked
 
 NAME = "sdpa_training"
 """Name of this implementation in transformers; outside training on a CPU it is "sdpa"."""
@@ -27,20 +28,35 @@ NAME = "sdpa_training"
 _SHORT = 256 * 256  # positions times positions up to which it is taken without dropout, too (measured: half the time)
 
 
+_CACHED = 2**18  # scores turned into weights at once, 1 MB in float32 (our choice: a core's own cache)
+
+
+def _attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """softmax(Q K^T) where `mask`, `[B, 1, T, S]` or `[T, S]`, is True: `[B * A, T, S]` of `[B * A, T or S, D]`."""
+    weights = torch.bmm(queries, keys.transpose(1, 2))
+    work = torch.promote_types(weights.dtype, torch.float32)
+    if mask is not None:
+        hidden = torch.zeros(mask.shape, dtype=work).masked_fill_(~mask, torch.finfo(work).min)
+    texts = max(1, _CACHED // max(1, weights[:heads].numel()))
+    for part in weights.view(-1, heads, *weights.shape[1:]).split(texts):
+        scores = part.to(work, copy=True)
+        if mask is not None:
+            scores += hidden if hidden.dim() == 2 else hidden[: len(part)]
+            hidden = hidden if hidden.dim() == 2 else hidden[len(part) :]
+        part.copy_(torch.softmax(scores, dim=-1))
+    return weights
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float, scaling: float
     ) -> Tensor:
-        shape = (*query.shape[:3], key.shape[2])
         queries, keys, values = (states.flatten(0, 1) for states in (query * scaling, key, value))
         with torch.autocast("cpu", enabled=False):
-            scores = torch.bmm(queries, keys.transpose(1, 2))  # [B * A, T, S]
-            if mask is not None:
-                scores.view(shape).masked_fill_(~mask, torch.finfo(scores.dtype).min)
-            weights = torch.softmax(scores, dim=-1)  # float32 inside, whatever the scores are
+            weights = _attention_weights(queries, keys, mask, query.shape[1])
             keep, scale = drawn_mask(weights, rate)
-            output = torch.bmm(weights if keep is None else weights * keep, values).mul_(scale)
+            output = torch.bmm(weights if keep is None else masked(weights, keep), values).mul_(scale)
         ctx.save_for_backward(queries, keys, values, weights, keep)
         ctx.shapes, ctx.scales = (query.shape, key.shape, value.shape), (scaling, scale)
         return output.view(query.shape[:3] + value.shape[3:])
@@ -53,11 +69,11 @@ class _Attention(torch.autograd.Function):
         gradient = gradient.flatten(0, 1) * scale
         of_weights = torch.bmm(gradient, values.transpose(1, 2))
         if keep is not None:
-            of_weights.mul_(keep)
+            of_weights = masked(of_weights, keep)
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_queries = torch.bmm(of_scores, keys).mul_(scaling)
         of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
-        kept = weights if keep is None else torch.mul(weights, keep, out=of_weights)
+        kept = weights if keep is None else masked(weights, keep)
         of_values = torch.bmm(kept.transpose(1, 2), gradient)
         found = (of_queries, of_keys, of_values)
         return (*(grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)), None, None, None)
