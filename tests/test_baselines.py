@@ -73,6 +73,49 @@ def test_warm_start_copies_the_encoder_into_both_sides() -> None:
     )
 
 
+def test_mbart_shaped_is_mbart_of_the_grown_models_size() -> None:
+    encoder = tiny_encoder(layers=6)
+    grown, mbart = (
+        build_system(name, encoder, tokenizer=tiny_tokenizer(), languages=["kk"], seed=0, verbose=False)
+        for name in ("swcm", "mbart-shaped")
+    )
+    config, shape = mbart.config, encoder.config
+    assert config.model_type == "mbart" and config.encoder_layers == config.decoder_layers
+    assert (config.d_model, config.encoder_ffn_dim) == (shape.hidden_size, shape.intermediate_size)
+    layer = mbart.model.encoder.layers[0].state_dict(), mbart.model.decoder.layers[0].state_dict()
+    step = sum(tensor.numel() for part in layer for tensor in part.values())
+    assert abs(mbart.num_parameters() - grown.num_parameters()) <= step / 2
+    table = mbart.get_input_embeddings().weight
+    assert table is mbart.lm_head.weight and table.shape == grown.get_input_embeddings().weight.shape
+    assert not torch.equal(table[:100], encoder.get_input_embeddings().weight[:100])
+    assert mbart.generation_config.eos_token_id == 2 and mbart.generation_config.forced_eos_token_id is None
+
+
+def test_mbart_shaped_follows_cuts_depths_and_seeds() -> None:
+    def shaped(seed: int = 0, **options: object) -> torch.nn.Module:
+        settings = {"tokenizer": tiny_tokenizer(), "languages": ["kk"], "verbose": False, "options": options}
+        return build_system("mbart-shaped", tiny_encoder(layers=6), seed=seed, **settings)
+
+    assert shaped(encoder_layers=[0, 5]).config.decoder_layers < shaped().config.decoder_layers
+    assert shaped(layers=2).config.encoder_layers == 2
+    assert shaped(dropout=0.3).config.dropout == 0.3
+    one, same, other = (shaped(seed, layers=1).get_input_embeddings().weight for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    with pytest.raises(ConfigError, match="layers=0 is not positive"):
+        shaped(layers=0)
+    with pytest.raises(ConfigError, match="'mbart-shaped' does not take insert_every"):
+        shaped(insert_every=2)
+
+
+def test_sources_are_cut_to_what_mbart_has_positions_for() -> None:
+    model = build("mbart-shaped")
+    model.generation_config.max_new_tokens = 4
+    model.tokenizer.model_max_length = 512  # the model's own limit is the lower one
+    writer = Generator(model, model.tokenizer)
+    assert writer.codec.max_source_length == 64 == model.config.max_position_embeddings
+    assert len(writer.generate(["abc " * 100, "d"], target_language="kk", source_language="en")) == 2
+
+
 def test_unknown_preset_and_options() -> None:
     with pytest.raises(ConfigError, match="did you mean 'swcm'"):
         build("swmc")

@@ -338,7 +338,9 @@ def _positions(model: PreTrainedModel) -> int:
     """Longest source, in tokens, that the model's encoder has positions for."""
     config: Any = model.config
     encoder = getattr(config, "encoder_config", None) or getattr(config, "encoder", None)
-    return donor_for(encoder).max_positions if encoder is not None else 512
+    if encoder is None:
+        return int(getattr(config, "max_position_embeddings", 512))
+    return donor_for(encoder).max_positions
 
 
 def _check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Mapping[str, int]) -> None:

@@ -16,16 +16,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError, ModelError
+from enc2gen.models.mbart import mbart_shaped, set_generation_defaults
 from enc2gen.models.swcm.configuration import growth_options
-from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, fill_rows, with_language_tokens
+from enc2gen.models.swcm.growing import fill_rows, special_token_id, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
 from enc2gen.registry import Registry
 
 Options = Mapping[str, Any]
 
-WARM_START_OPTIONS = {"encoder_layers", "dropout"}
-"""Options of the preset `warm-start`."""
+FOREIGN_OPTIONS = {"warm-start": {"encoder_layers", "dropout"}, "mbart-shaped": {"encoder_layers", "dropout", "layers"}}
+"""Options of the presets that are transformers' own models."""
 
 PRESETS: Registry[Options] = Registry("system preset")
 PRESETS.add("swcm", {})
@@ -45,7 +46,9 @@ PRESETS.add("base-a", {"insert_every": None})
 PRESETS.add("base-b", {"normal_layers": "duplicate"})
 """BASE-B: normal layers replaced by duplicates of the layer before."""
 PRESETS.add("all-random", {"growth": "standard", "random_encoder": True, "norm_order": "pre"})
-"""Nothing pretrained at all, encoder and embeddings included."""
+"""Nothing pretrained at all, encoder and embeddings included: the encoder's shape in its own norm order."""
+PRESETS.add("mbart-shaped", {})
+"""transformers' mBART (pre-norm, as deep on both sides) of the size of `swcm`, all random."""
 PRESETS.add("warm-start", {})
 """transformers' own `EncoderDecoderModel`: the encoder twice, cross-attention random."""
 
@@ -70,8 +73,9 @@ def build_system(
     """
     chosen = {**PRESETS.get(preset), **(options or {})}
     check_options(preset, chosen)
-    if preset == "warm-start":
-        return warm_start(encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen)
+    if preset in FOREIGN_OPTIONS:
+        build = warm_start if preset == "warm-start" else mbart_shaped
+        return build(encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen)
     return SwcmForConditionalGeneration.from_encoder(
         encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen
     )
@@ -79,9 +83,9 @@ def build_system(
 
 def check_options(preset: str, options: Options) -> None:
     """Raise `ConfigError` unless `build_system` can take `options` for this preset; all mistakes are listed."""
-    if preset == "warm-start":
-        if unknown := sorted(set(options) - WARM_START_OPTIONS):
-            raise ConfigError(f"the preset 'warm-start' does not take {', '.join(unknown)}", where="options")
+    if (known := FOREIGN_OPTIONS.get(preset)) is not None:
+        if unknown := sorted(set(options) - known):
+            raise ConfigError(f"the preset {preset!r} does not take {', '.join(unknown)}", where="options")
         return
     if reserved := sorted(set(options) & {"languages", "tokenizer", "seed", "verbose"}):
         raise ConfigError(f"{', '.join(reserved)} cannot be set here", where="options")
@@ -137,10 +141,8 @@ def warm_start(
                 raise ModelError(f"{unplaced[0]} found no place in transformers' EncoderDecoderModel")
         model = EncoderDecoderModel(encoder=own, decoder=decoder)
     model.config.languages = ids
-    generation = model.generation_config
-    generation.pad_token_id = model.config.pad_token_id = config.pad_token_id
-    generation.eos_token_id = tokenizer.eos_token_id if tokenizer is not None else config.eos_token_id
-    generation.max_length, generation.max_new_tokens = None, MAX_NEW_TOKENS
+    model.config.pad_token_id = config.pad_token_id
+    set_generation_defaults(model, special_token_id("eos", "sep", config if tokenizer is None else tokenizer, config))
     report = _warm_start_report(model, state, str(loaded.config.name_or_path or "encoder"))
     model.init_report = cast(Any, report)
     if verbose:

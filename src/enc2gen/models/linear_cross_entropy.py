@@ -54,7 +54,7 @@ def linear_cross_entropy(
     """
     flat, goal = hidden.flatten(0, -2), targets.flatten().to(hidden.device)
     rows = (goal != ignore_index).nonzero().squeeze(1)
-    dtype = _product_dtype(hidden, weight)
+    dtype = product_dtype(hidden, weight)
     if kernel_usable(flat, dtype):
         goal = goal[rows]
         loss, nll = kernel_loss(flat[rows].to(dtype), weight.to(dtype), bias, goal, label_smoothing)
@@ -65,8 +65,8 @@ def linear_cross_entropy(
     return TokenLoss(loss, nll.detach(), rows.new_tensor(rows.numel()))
 
 
-def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Precision of the products: autocast's, if it is one with float32's range; else the operands'."""
+def product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Precision of an output layer's products: autocast's, if it is one with float32's range; else the operands'."""
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -6,11 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, field_validator, model_validator
 
+from enc2gen.models.extra_losses import ContrastiveConfig
+
 Schedule = Literal["linear", "cosine", "constant"]
 Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
 
 # Fields that may change between an interrupted run and its continuation: they do not touch the weights.
 FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best", "progress", "tensorboard"})
+
+# Later fields: left out of identities where they change nothing, so that older runs keep theirs.
+_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None}
 
 
 class TrainingConfig(BaseModel):
@@ -72,6 +77,26 @@ class TrainingConfig(BaseModel):
         description="Multiplies the learning rate of randomly initialised parameters; in a bridge, of all but the "
         "encoder's and the LLM's (with their low-rank updates).",
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Layer-wise learning rates: with factor d, the k-th layer from the top of the encoder and of the "
+        "decoder learns at d^k times the rate, what lies below the n-th at d^(n+1) (ELECTRA, arXiv 2003.10555; BEiT, "
+        "arXiv 2106.08254). Randomly initialised parameters and all outside the layers keep the whole rate, and "
+        "decoder layers that hold nothing else are not counted. 1 switches it off.",
+    )
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="R-Drop (arXiv 2106.14448): weight alpha of the divergence between two passes over each batch with "
+        "different dropout, which takes twice the time; half of its equation (4), so that the loss stays comparable. "
+        "0 switches it off.",
+    )
+    contrastive: ContrastiveConfig | None = Field(
+        None,
+        description="Contrastive loss between encoder states of the two sides of translation pairs; null: none.",
+    )
     freeze: tuple[str, ...] = Field(
         (), description='Name patterns of parameters that are never trained, such as "encoder.embeddings.*".'
     )
@@ -111,4 +136,5 @@ class TrainingConfig(BaseModel):
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the weights, JSON-able; a run is resumed with the same ones only."""
-        return self.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+        absent = {name for name, value in _ABSENT.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=absent | FREE_ON_RESUME)

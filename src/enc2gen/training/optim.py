@@ -13,6 +13,7 @@ from torch import nn
 
 from enc2gen.errors import ConfigError
 from enc2gen.training.config import Schedule, TrainingConfig
+from enc2gen.training.layers import layer_factors, parameter_names
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, schedule: Schedule = "linear") -> float:
@@ -31,14 +32,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, max_steps: int, schedu
         return 1.0
     left = max(0.0, (max_steps - step) / (max_steps - warmup_steps))
     return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
-
-
-def parameter_names(model: nn.Module) -> dict[str, list[str]]:
-    """First name of every parameter -> all its names (more than one where parameters are tied)."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {group[0]: group for group in names.values()}
 
 
 def frozen_names(model: nn.Module, patterns: Iterable[str]) -> set[str]:
@@ -121,6 +114,7 @@ def build_optimizer(
         )
     frozen = frozen_names(model, config.freeze)
     undecayed = _undecayed(model, config.no_decay)
+    factors = {} if config.layer_decay == 1.0 else layer_factors(model, config.layer_decay, new_parameters)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if name in frozen:
@@ -128,6 +122,7 @@ def build_optimizer(
         if not parameter.requires_grad:
             continue
         scale = config.new_parameters_lr if new_parameters is not None and new_parameters(name) else 1.0
+        scale *= factors.get(name, 1.0)
         decay = 0.0 if id(parameter) in undecayed else config.weight_decay
         groups.setdefault((scale, decay), []).append(parameter)
     if not groups:

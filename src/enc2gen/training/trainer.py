@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from enc2gen.errors import DataError, OutputError
-from enc2gen.models.token_loss import TokenLoss, cross_entropy
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
 from enc2gen.training.config import TrainingConfig
+from enc2gen.training.objective import Objective
 from enc2gen.training.optim import (
     build_optimizer,
     encoder_parameters,
@@ -32,7 +32,6 @@ from enc2gen.training.optim import (
 from enc2gen.training.parallel import parallelism
 from enc2gen.training.runtime import (
     InterruptFlag,
-    forward_options,
     gradient_checkpointing,
     locked_folder,
     make_accelerator,
@@ -41,7 +40,6 @@ from enc2gen.training.runtime import (
     rng_tensors,
     seed_everything,
     seed_torch,
-    takes_argument,
 )
 from enc2gen.training.state import (
     Progress,
@@ -99,8 +97,7 @@ class Trainer:
         self.accelerator = make_accelerator()
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         self.model = (model if leave_frozen else model.float()).to(parallelism().home(self.accelerator))
-        self._forward_options = forward_options(model)
-        self._computes_loss = takes_argument(model, "label_smoothing")
+        self.objective = Objective(model, config, self.accelerator.device, self.precision)
         self.optimizer = build_optimizer(model, config, new_parameters)
         self._parallel = parallelism()(self.accelerator, self.model, self.optimizer)
         self._stage_parameters = encoder_parameters(model) if config.freeze_encoder_steps else []
@@ -175,7 +172,7 @@ class Trainer:
             place = index * self.accelerator.num_processes + self.accelerator.process_index
             seed_torch(device, self.config.seed, step, place, 0)
             with self._parallel.gradient_sync(last=index == len(batches) - 1):
-                loss = self._loss(self._parallel.trained, batch, self.config.label_smoothing).loss
+                loss = self.objective.training(self._parallel.trained, batch).loss
                 # Divided by the targets of the whole update: batches weigh by their tokens, as in one big
                 # batch (transformers#35438). Data-parallel wrappers average over processes, hence the factor.
                 self.accelerator.backward(loss * (self.accelerator.num_processes / targets))
@@ -192,16 +189,6 @@ class Trainer:
             self.progress.window_targets += targets
         self.progress.tokens += tokens
         return learning_rate, norm_value
-
-    def _loss(self, model: nn.Module, batch: TrainingBatch, label_smoothing: float) -> TokenLoss:
-        inputs = batch.to(self.accelerator.device).as_model_inputs()
-        labels = inputs.pop("labels")
-        with self._autocast():
-            if self._computes_loss:
-                # inside `forward`, where data-parallel wrappers see every use of a parameter
-                return model(**inputs, labels=labels, label_smoothing=label_smoothing, **self._forward_options)
-            logits = model(**inputs, **self._forward_options).logits
-        return cross_entropy(logits, labels, label_smoothing)
 
     def _next_batches(self, step: int) -> tuple[list[TrainingBatch], int, int]:
         """This process's batches of the update; tokens and target tokens over all processes."""
@@ -282,7 +269,7 @@ class Trainer:
         Once `stop`, asked before every batch, says yes, the rest is left out.
         """
         model = self._parallel.evaluated
-        return mean_loss(self._parallel, lambda batch: self._loss(model, batch, 0.0), batches, stop)
+        return mean_loss(self._parallel, lambda batch: self.objective.validation(model, batch), batches, stop)
 
     def _start(self, resume: bool) -> None:
         if not resume and self.store.exists():
@@ -395,6 +382,3 @@ class Trainer:
             parameter.requires_grad_(not frozen)
         self._encoder_frozen = frozen
         self._parallel.stage_changed()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")

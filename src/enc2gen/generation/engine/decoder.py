@@ -46,6 +46,15 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     return mixed.permute(0, 3, 1, 2, 4).reshape(rows, queries, heads, size)
 
 
+def _head_norm(module: nn.Module | None) -> Normalise:
+    """RMSNorm of each head's queries or keys, `[..., D]`; nothing where the decoder has none."""
+    if module is None:
+        return lambda states: states
+    norm = cast(nn.RMSNorm, module)
+    gain, shape, eps = norm.weight.detach(), list(norm.normalized_shape), norm.eps
+    return lambda states: nn.functional.rms_norm(states, shape, gain.to(states.dtype), eps)
+
+
 class _SelfAttention:
     """Self-attention over the cache; queries, keys and values are one product."""
 
@@ -55,11 +64,13 @@ class _SelfAttention:
         self._heads = module.q_proj.out_features // module.head_dim
         self._groups = module.k_proj.out_features // module.head_dim
         self._size, self._scale = module.head_dim, module.scaling
+        self._query_norm, self._key_norm = _head_norm(module.q_norm), _head_norm(module.k_norm)
 
     def __call__(self, states: Tensor, step: _Step, layer: int, mask: Tensor, rotation: Rotation | None) -> Tensor:
         rows, queries, _ = states.shape
         mixed = self._project(states.flatten(0, 1)).view(rows, queries, -1, self._size)
         query, key, value = mixed.split([self._heads, self._groups, self._groups], dim=2)
+        query, key = self._query_norm(query), self._key_norm(key)
         if rotation is not None:
             query, key = _rotated(query, rotation), _rotated(key, rotation)
         keys, values = step.state.write(layer, key.transpose(1, 2), value.transpose(1, 2))
@@ -74,23 +85,27 @@ class _CrossAttention:
         self._source = stack_modules([module.k_proj, module.v_proj], precision)
         self._output = pack_module(module.out_proj, precision)
         self._size, self._scale = module.head_dim, module.scaling
+        self._query_norm, self._key_norm = _head_norm(module.q_norm), _head_norm(module.k_norm)
 
     def read(self, encoded: Tensor) -> KeysValues:
         """Keys and values `[B, G, S, D]` of encoder states `[B, S, H]`."""
         rows, length, _ = encoded.shape
         mixed = self._source(encoded.flatten(0, 1)).view(rows, length, 2, -1, self._size)
         keys, values = mixed.permute(2, 0, 3, 1, 4).contiguous()
-        return keys, values
+        return self._key_norm(keys), values
 
     def __call__(self, states: Tensor, source: KeysValues, mask: Tensor) -> Tensor:
         rows, queries, _ = states.shape
-        query = self._query(states.flatten(0, 1)).view(rows, queries, -1, self._size)
-        return self._output(attend(query * self._scale, *source, mask).reshape(rows * queries, -1))
+        return self._output(attend(self._scaled_queries(states), *source, mask).reshape(rows * queries, -1))
+
+    def _scaled_queries(self, states: Tensor) -> Tensor:
+        # [B, Q, H] -> [B, Q, A, D]
+        query = self._query(states.flatten(0, 1)).view(*states.shape[:2], -1, self._size)
+        return self._query_norm(query) * self._scale
 
     def weights(self, states: Tensor, source: KeysValues, mask: Tensor) -> Tensor:
         """How much of its attention each query pays to each source token, mean over heads: `[B, Q, S]`."""
-        rows, queries, _ = states.shape
-        query = self._query(states.flatten(0, 1)).view(rows, queries, -1, self._size) * self._scale
+        query = self._scaled_queries(states)
         keys = source[0].repeat_interleave(query.shape[2] // source[0].shape[1], dim=1)
         return (torch.matmul(query.transpose(1, 2), keys.transpose(2, 3)) + mask).softmax(dim=-1).mean(dim=1)
 

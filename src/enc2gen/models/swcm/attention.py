@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from enc2gen.models.swcm.configuration import SwcmConfig
+from enc2gen.models.swcm.norms import build_head_norm
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of rotary positions, each `[B, 1, T, D]` in float32."""
@@ -70,6 +71,11 @@ def eager_attention(
 class Attention(nn.Module):
     """Multi-head attention, over the target itself (causal) or over the encoder's states (cross).
 
+    With `qk_norm`, each head's query and key vectors are divided by their root mean square and multiplied by a learnt
+    gain of size D, which all heads share and which is 1 at first: after the projection, before the rotation
+    (query-key normalisation, arXiv 2010.04245, in the form of arXiv 2302.05442, section 2, with RMSNorm). Scores then
+    lie within sqrt(D) times the product of the largest gains, however large the weights grow.
+
     Args:
         layer_index: place of the layer in the decoder, the key of its cache entry.
         is_cross: whether keys and values come from the encoder.
@@ -95,10 +101,14 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(hidden, key_value_heads * self.head_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(hidden, key_value_heads * self.head_dim, bias=config.attention_bias)
         self.out_proj = nn.Linear(heads * self.head_dim, hidden, bias=config.attention_bias)
+        self.q_norm = build_head_norm(config, self.head_dim) if config.qk_norm else None
+        self.k_norm = build_head_norm(config, self.head_dim) if config.qk_norm else None
 
-    def _split(self, states: Tensor) -> Tensor:
+    def _split(self, states: Tensor, norm: nn.RMSNorm | None = None) -> Tensor:
         # [B, T, A * D] -> [B, A, T, D]
-        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        heads = states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+        # in the gain's precision: autocast leaves projections in bfloat16 and the gain in float32
+        return heads if norm is None else norm(heads.to(norm.weight.dtype)).to(states.dtype)
 
     def _keys_values(
         self, states: Tensor, cache: EncoderDecoderCache | None, rotation: Rotation | None
@@ -110,7 +120,7 @@ class Attention(nn.Module):
             if self.is_cross and cache.is_updated.get(self.layer_index):
                 layer = cast(Any, side.layers[self.layer_index])
                 return layer.keys, layer.values
-        keys, values = self._split(self.k_proj(states)), self._split(self.v_proj(states))
+        keys, values = self._split(self.k_proj(states), self.k_norm), self._split(self.v_proj(states))
         if rotation is not None:
             keys = rotate(keys, rotation)  # before caching: a key's position never changes
         if side is not None:
@@ -135,7 +145,7 @@ class Attention(nn.Module):
         Returns:
             Output `[B, T, H]`, and weights `[B, A, T, S]` where the implementation is eager.
         """
-        query = self._split(self.q_proj(hidden_states))
+        query = self._split(self.q_proj(hidden_states), self.q_norm)
         if rotation is not None:
             query = rotate(query, rotation)
         source = hidden_states if key_value_states is None else key_value_states

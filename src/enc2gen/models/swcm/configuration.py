@@ -19,6 +19,7 @@ COPY_PARTS = ("embeddings", "self_attention", "cross_attention", "ffn", "norms")
 CopyPart = Literal["embeddings", "self_attention", "cross_attention", "ffn", "norms"]
 LayerKind = Literal["custom", "normal"]
 Growth = Literal["swcm", "deltalm", "standard"]
+FreshOutput = Literal["random", "zero"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class GrowthOptions(BaseModel):
     donor_layers: list[int] | None
     norm_order: NormOrder | None
     random_encoder: bool
+    fresh_output: FreshOutput
+    qk_norm: bool
     languages: list[str]
     tokenizer: PreTrainedTokenizerBase | None
     dropout: float | None = Field(ge=0, lt=1)
@@ -152,6 +155,7 @@ class SwcmConfig(PreTrainedConfig):
         norm_type, norm_bias, layer_norm_eps: the norms: `layer` or `rms`, with a bias or not, and their epsilon.
         num_key_value_heads: heads of keys and values; `None`: `num_attention_heads`.
         head_dim: size of a head; `None`: `hidden_size / num_attention_heads`.
+        qk_norm: whether each head's queries and keys are RMS-normed before they meet.
         attention_bias, ffn_bias: whether the projections have biases.
         ffn_type: `plain` (two matrices) or `gated` (three).
         embed_norm: whether the sum of embeddings is normed.
@@ -178,6 +182,7 @@ class SwcmConfig(PreTrainedConfig):
     norm_bias: bool = True
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    qk_norm: bool = False
     attention_bias: bool = True
     ffn_type: str = "plain"
     ffn_bias: bool = True

@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from enc2gen.encoders.donor import Donor, NormOrder, donor_for
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.swcm.configuration import COPY_PARTS, GrowthOptions, LayerPlan, SwcmConfig, plan_layers
+from enc2gen.models.swcm.fresh import silence_fresh_sublayers
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
-from enc2gen.models.swcm.report import InitReport, TensorOrigin
+from enc2gen.models.swcm.report import InitReport, Origin, TensorOrigin
 from enc2gen.models.swcm.sources import decoder_sources, tied_parameters
 from enc2gen.tokenization.tokenizer import add_language_tokens
 
@@ -52,6 +53,8 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
         model = SwcmForConditionalGeneration(config)
         if device.type != "meta" and not options.random_encoder:
             _transfer(model, loaded, fresh_rows)
+        if device.type != "meta" and options.fresh_output == "zero":
+            silence_fresh_sublayers(model.decoder, decoder_sources(config))
     cast(Any, model).to(dtype=loaded.dtype)
     model.tie_weights()
     model.tokenizer = tokenizer
@@ -143,12 +146,13 @@ def _configure(
         sharing=options.sharing,
         norm_order=order,
         tie_lm_head=options.tie_lm_head,
+        qk_norm=options.qk_norm,
         copied_parts=parts,
         languages=language_ids,
         vocab_size=source.vocab_size,
         pad_token_id=source.pad_token_id,
-        bos_token_id=_token_id("bos", "cls", special, source),
-        eos_token_id=_token_id("eos", "sep", special, source),
+        bos_token_id=special_token_id("bos", "cls", special, source),
+        eos_token_id=special_token_id("eos", "sep", special, source),
         **asdict(style),
     )
     if config.eos_token_id is None:
@@ -186,7 +190,7 @@ def style_layers(plan: Sequence[LayerPlan], donor: Donor, order: NormOrder) -> l
     return styled
 
 
-def _token_id(name: str, stand_in: str, *owners: Any) -> int | None:
+def special_token_id(name: str, stand_in: str, *owners: Any) -> int | None:
     """The first of `<name>_token_id` and `<stand_in>_token_id` that is set; the first of several end tokens."""
     for owner in owners:
         for role in (name, stand_in):
@@ -256,7 +260,7 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
             if fresh_rows and len(tensor) == config.vocab_size
             else None
         )
-        origin = _origin(name, source is not None, name in tied)
+        origin = _origin(name, tensor, source is not None, name in tied)
         tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), str(source) if source else None, note))
     total = sum(parameter.numel() for parameter in model.parameters())
     plan = [layer.kind if layer.first is None else f"{layer.kind}:{layer.first}" for layer in config.plan]
@@ -267,10 +271,11 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
     return InitReport(encoder, plan, tensors, total)
 
 
-def _origin(name: str, has_source: bool, is_tied: bool) -> Literal["copied", "tied", "random", "constant"]:
+def _origin(name: str, tensor: Tensor, has_source: bool, is_tied: bool) -> Origin:
     if has_source:
         return "tied" if is_tied else "copied"
-    return "constant" if name.endswith(".bias") or "norm" in name else "random"
+    zero = tensor.device.type != "meta" and not tensor.any()  # by fresh_output
+    return "constant" if zero or name.endswith(".bias") or "norm" in name else "random"
 
 
 def _same(tensor: Tensor, source: Tensor, *, must_share: bool) -> bool:
@@ -295,6 +300,8 @@ def _fresh_patterns(config: SwcmConfig) -> list[str]:
         if layer.kind == "normal":
             patterns.append(prefix + r"\..+")
             continue
+        if config.qk_norm:
+            patterns.append(rf"{prefix}\.(self|cross)_attention\.[qk]_norm\.weight")
         for part, names in (
             ("self_attention", "self_attention"),
             ("cross_attention", "cross_attention"),

@@ -21,9 +21,10 @@ from enc2gen.encoders.donor import NormOrder, donor_for
 from enc2gen.encoders.safe_weights import refuse_pickles
 from enc2gen.errors import LanguageError, ModelError
 from enc2gen.models.dropout import use_quick_dropout
-from enc2gen.models.linear_cross_entropy import linear_cross_entropy
-from enc2gen.models.swcm.configuration import COPY_PARTS, Growth, SwcmConfig, growth_options
+from enc2gen.models.extra_losses import ExtraLosses
+from enc2gen.models.swcm.configuration import COPY_PARTS, FreshOutput, Growth, SwcmConfig, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
+from enc2gen.models.swcm.losses import training_loss
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
 from enc2gen.models.token_loss import TokenLoss
@@ -72,6 +73,8 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         donor_layers: Sequence[int] | None = None,
         norm_order: NormOrder | None = None,
         random_encoder: bool = False,
+        fresh_output: FreshOutput = "random",
+        qk_norm: bool = False,
         languages: Sequence[str] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         dropout: float | None = None,
@@ -98,6 +101,11 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order, which is
                 for random decoders.
             random_encoder: start the encoder from random weights as well (the baseline "everything random").
+            fresh_output: `zero`: the last projection of every randomly initialised sub-layer starts at zero, so that
+                the decoder starts as the one without them: exactly in pre-norm order; in post-norm order up to each
+                token's own mean and scale (see `models.swcm.fresh`).
+            qk_norm: RMS-norm each head's queries and keys in the decoder (arXiv 2010.04245, 2302.05442). Copied
+                attention then starts with scores of another scale.
             languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
             tokenizer: the encoder's; loaded by name where not given. It is copied, not changed.
             dropout: replaces the encoder's dropout rates in encoder and decoder; `None` keeps them.
@@ -167,6 +175,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         label_smoothing: float | None = None,
+        extra_losses: ExtraLosses | None = None,
         **_: Any,
     ) -> Seq2SeqLMOutput | TokenLoss | tuple[Tensor, ...]:
         """Predict each target token from the source and the target tokens before it.
@@ -178,6 +187,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             labels: `[B, T]`: target tokens, then `</s>`; -100 is ignored.
             logits_to_keep: compute logits of this many last positions only (0 = all).
             label_smoothing: where given, no logits are computed: only the loss of `labels`, with this smoothing.
+            extra_losses: what else is in that loss.
 
         Returns:
             `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states; or with
@@ -208,7 +218,14 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         if label_smoothing is not None:
-            return self._token_loss(decoded.last_hidden_state, labels, label_smoothing)
+            inputs = {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "decoder_input_ids": decoder_input_ids,
+                "labels": labels,
+            }
+            states = decoded.last_hidden_state, encoder_outputs[0]
+            return training_loss(self, *states, inputs, label_smoothing, extra_losses)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         positions = keep if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoded.last_hidden_state[:, positions])
@@ -228,12 +245,6 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         )
         as_dict = return_dict if return_dict is not None else self.config.return_dict
         return output if as_dict else output.to_tuple()
-
-    def _token_loss(self, states: Tensor, labels: Tensor | None, label_smoothing: float) -> TokenLoss:
-        if labels is None:
-            raise ModelError("label_smoothing needs labels", where="labels")
-        head = cast(nn.Linear, self.lm_head)
-        return linear_cross_entropy(states, head.weight, head.bias, labels, label_smoothing=label_smoothing)
 
     def _encode(
         self,

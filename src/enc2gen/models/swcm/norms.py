@@ -12,3 +12,8 @@ def build_norm(config: SwcmConfig) -> nn.Module:
     if config.norm_type == "rms":
         return nn.RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
+
+
+def build_head_norm(config: SwcmConfig, head_dim: int) -> nn.RMSNorm:
+    """A fresh RMSNorm of one head's queries or keys, `[..., D]`, the same for all heads."""
+    return nn.RMSNorm(head_dim, eps=config.layer_norm_eps)
