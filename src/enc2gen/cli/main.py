@@ -15,6 +15,7 @@ from enc2gen.cli import (
     add_language,
     align,
     classify,
+    experiment,
     generate_command,
     prepare,
     shortlist,
@@ -54,6 +55,10 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace training in the folder that was done with other settings.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed instead of the recipe's.")]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of prepared data and vocabularies to share with other runs, as links."),
+]
 
 
 def _load(
@@ -70,10 +75,10 @@ def _load(
     return load_recipe(path, overrides, languages=listed(languages))
 
 
-def _run(recipe: Recipe, overwrite: bool, stage: str) -> None:
+def _run(recipe: Recipe, overwrite: bool, stage: str, store: Path | None = None) -> None:
     from enc2gen.experiments.run import Run
 
-    folder = Run(recipe, console, overwrite=overwrite).run([stage])
+    folder = Run(recipe, console, overwrite=overwrite, store=store).run([stage])
     if stage != "report":
         console.print(f"{stage} done; output in {folder}", highlight=False, markup=False)
 
@@ -103,6 +108,7 @@ def run(
     output: Output = None,
     seed: Seed = None,
     overwrite: Overwrite = False,
+    store: StoreFolder = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Validate the recipe and print the plan; do nothing.")
     ] = False,
@@ -117,6 +123,8 @@ def run(
     several terminals, and they share the work.
     """
     if is_bridge_recipe(recipe):
+        if store is not None:
+            raise ConfigError("bridge recipes share nothing", where="--store", remedy="leave --store out")
         run_bridge(recipe, languages, settings, output, seed, overwrite, dry_run, only, console)
         return
     if only:
@@ -127,7 +135,7 @@ def run(
 
         print_plan(recipe, loaded, console)
         return
-    _run(loaded, overwrite, "report")
+    _run(loaded, overwrite, "report", store)
 
 
 def _add_stage(stage: str, text: str) -> None:
@@ -138,8 +146,9 @@ def _add_stage(stage: str, text: str) -> None:
         output: Output = None,
         seed: Seed = None,
         overwrite: Overwrite = False,
+        store: StoreFolder = None,
     ) -> None:
-        _run(_load(recipe, languages, settings, output, seed), overwrite, stage)
+        _run(_load(recipe, languages, settings, output, seed), overwrite, stage, store)
 
     app.command(stage, help=text)(verb)
 
@@ -186,6 +195,7 @@ vocab.register(app)
 add_language.register(app)
 classify.register(app)
 align.register(app)
+experiment.register(app)
 
 
 def _quiet_libraries() -> None:

@@ -13,10 +13,11 @@ from enc2gen.data.batching import (
     IndexedSource,
     source_fingerprint,
 )
-from enc2gen.data.mixture import MixtureSampler
-from enc2gen.data.noising import Denoiser, NoiseConfig, split_sentences, word_starts
+from enc2gen.data.mixture import MixtureSampler, objective_of
 from enc2gen.errors import DataError
-from enc2gen.experiments.recipe import PretrainConfig, StageConfig, StageName
+from enc2gen.experiments.data_config import StageName
+from enc2gen.experiments.objectives import OBJECTIVES, Objective, build_objective
+from enc2gen.experiments.recipe import PretrainConfig, StageConfig
 from enc2gen.tokenization.tokenizer import TextCodec
 
 IN_MEMORY = 200_000
@@ -37,31 +38,6 @@ def encode_pair(codec: TextCodec, row: Row) -> EncodedExample:
     return EncodedExample(tuple(source), tuple(decoder_input_ids), tuple(labels))
 
 
-class DenoisingEncoder:
-    """Makes denoising examples: the noised text is the source, the text the target, both in one language.
-
-    mBART's noise (arXiv 2001.08210, section 2.2), as XLM-SWCM uses it (arXiv 2502.10852, section 3.2).
-    """
-
-    def __init__(self, codec: TextCodec, noise: NoiseConfig) -> None:
-        mask = codec.tokenizer.mask_token_id
-        if mask is None:
-            raise DataError("the tokenizer has no mask token, which denoising needs", where="tokenizer")
-        self.codec = codec
-        self.denoiser = Denoiser(noise, mask)
-
-    def __call__(self, row: Row, rng: np.random.Generator) -> EncodedExample:
-        """Encode `row` (`text`, `language`) with noise drawn from `rng`."""
-        text, language = row["text"], row["language"]
-        decoder_input_ids, labels = self.codec.encode_target(text, language)
-        kept = self.codec.decode(labels) if len(labels) == self.codec.max_target_length else text
-        sentences = [ids for ids in self.codec.encode_texts(split_sentences(kept, language)) if ids]
-        starts = [word_starts(self.codec.tokenizer.convert_ids_to_tokens(ids)) for ids in sentences]
-        noised = self.denoiser.noise(sentences, rng, starts)
-        source = self.codec.wrap_source(noised, language)
-        return EncodedExample(tuple(source), tuple(decoder_input_ids), tuple(labels))
-
-
 def training_stream(
     stage: StageName,
     config: StageConfig,
@@ -78,39 +54,72 @@ def training_stream(
         texts: plain texts; used by pretraining only.
 
     Raises:
-        DataError: nothing to train on.
+        DataError: nothing to train on, or no text for an objective that the recipe names.
     """
-    pairs = rows_of(examples)
+    pairs, plain = rows_of(examples), rows_of(texts)
+    streams = _task_streams(stage, examples)
+    parts: dict[str, Any] = {"pairs": source_fingerprint(pairs)}
+    noised: dict[str, tuple[Objective, IndexedSource[Row]]] = {}
+    for name in config.objectives if isinstance(config, PretrainConfig) else ():
+        reads_texts = OBJECTIVES.get(name).reads == "texts"
+        if found := _text_streams(name, texts) if reads_texts else _pair_streams(name, streams):
+            objective = build_objective(name, codec, config)
+            streams |= found
+            noised[name] = objective, plain if reads_texts else pairs
+            parts |= {"texts": source_fingerprint(plain)} if reads_texts else {}
+            parts[objective.settings] = objective.config.model_dump()
+        elif name != "denoising":  # the default, which a recipe without plain text may keep
+            raise _nothing_for(name, f"{stage}.objectives", "plain text" if reads_texts else "translation pair")
+    if not streams:
+        raise DataError(
+            f"no example is meant for {stage}", where="data", remedy=f"list {stage} under a dataset's stages"
+        )
+    mixture, sizes = config.mixture, {name: len(indices) for name, indices in streams.items()}
+    sampler = MixtureSampler(sizes, mixture.alpha, seed, mixture.objective_weights)
+
+    def encode(stream: str, item: int, rng: np.random.Generator) -> EncodedExample:
+        index, name = streams[stream][item], objective_of(stream)
+        if name in noised:
+            objective, rows = noised[name]
+            return objective(rows[index], rng)
+        return encode_pair(codec, pairs[index])
+
+    parts["lengths"] = [codec.max_source_length, codec.max_target_length]
+    parts["tokenizer"] = sorted(codec.tokenizer.get_vocab().items())
+    return BatchStream(encode, sampler, codec.pad_id, config.batching, seed, parts)
+
+
+def _nothing_for(objective: str, where: str, needed: str) -> DataError:
+    return DataError(
+        f"there is no {needed} for the objective {objective!r}",
+        where=where,
+        remedy="add such data, or leave the objective out",
+    )
+
+
+def _task_streams(stage: StageName, examples: Any) -> dict[str, list[int]]:
+    """Numbers of the examples of each task and direction that `stage` trains on."""
     streams: dict[str, list[int]] = {}
     for index, (stages, objective, source, target) in enumerate(
         zip(*(examples[name] for name in ("stages", "objective", "source_language", "target_language")), strict=True)
     ):
         if stage in stages:
             streams.setdefault(f"{objective}:{source or 'any'}-{target}", []).append(index)
-    parts: dict[str, Any] = {"pairs": source_fingerprint(pairs)}
-    denoise, plain = None, rows_of(texts)
-    if isinstance(config, PretrainConfig) and len(plain):
-        denoise = DenoisingEncoder(codec, config.noise)
-        parts |= {"texts": source_fingerprint(plain), "noise": config.noise.model_dump()}
-        for index, language in enumerate(texts["language"]):
-            streams.setdefault(f"denoising:{language}", []).append(index)
-    if not streams:
-        raise DataError(
-            f"no example is meant for {stage}", where="data", remedy=f"list {stage} under a dataset's stages"
-        )
-    sizes = {name: len(indices) for name, indices in streams.items()}
-    mixture = config.mixture
-    sampler = MixtureSampler(sizes, mixture.alpha, seed, mixture.objective_weights)
+    return streams
 
-    def encode(stream: str, item: int, rng: np.random.Generator) -> EncodedExample:
-        index = streams[stream][item]
-        if denoise is not None and stream.startswith("denoising:"):
-            return denoise(plain[index], rng)
-        return encode_pair(codec, pairs[index])
 
-    parts["lengths"] = [codec.max_source_length, codec.max_target_length]
-    parts["tokenizer"] = sorted(codec.tokenizer.get_vocab().items())
-    return BatchStream(encode, sampler, codec.pad_id, config.batching, seed, parts)
+def _text_streams(objective: str, texts: Any) -> dict[str, list[int]]:
+    """Numbers of the plain texts in each language."""
+    streams: dict[str, list[int]] = {}
+    for index, language in enumerate(texts["language"]):
+        streams.setdefault(f"{objective}:{language}", []).append(index)
+    return streams
+
+
+def _pair_streams(objective: str, streams: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """The translation streams under the name of another objective."""
+    found = {name: indices for name, indices in streams.items() if objective_of(name) == "translation"}
+    return {f"{objective}:{name.partition(':')[2]}": indices for name, indices in found.items()}
 
 
 def target_limit(codec: TextCodec, targets: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from enc2gen.data.batching import Batch, evaluation_batches
+from enc2gen.errors import DataError
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.evaluation.significance import Score
 from enc2gen.evaluation.source_use import (
@@ -20,6 +21,7 @@ from enc2gen.evaluation.source_use import (
     measure_source_use,
     shuffled_source_batches,
 )
+from enc2gen.experiments.denoising import measure_denoising
 from enc2gen.experiments.encoding import encode_pair
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import FLOORS, Recipe
@@ -32,7 +34,7 @@ from enc2gen.tokenization.tokenizer import TextCodec
 
 @dataclass(frozen=True)
 class TestSet:
-    """Test examples of one target language.
+    """Test (or development) examples of one target language.
 
     Attributes:
         rows: prepared examples.
@@ -53,13 +55,28 @@ class TestSet:
         return [list(row["references"] or [row["target"]]) for row in self.rows]
 
 
-def evaluation_sets(recipe: Recipe, workspace: Workspace, split: str = "test") -> list[TestSet]:
-    """Test sets of the recipe's languages, cut to `evaluate.limit` examples each."""
+def evaluation_sets(recipe: Recipe, workspace: Workspace) -> list[TestSet]:
+    """Sets that outputs are scored on (`evaluate.split`) of the recipe's languages, cut to `evaluate.limit` each.
+
+    Raises:
+        DataError: none of the languages has any.
+    """
+    split = recipe.evaluate.split
+    sets = _sets(recipe, workspace, split, recipe.evaluate.limit)
+    if not sets:
+        raise DataError(
+            f"there are no {split} examples in {', '.join(recipe.languages)}",
+            where="data.datasets",
+            remedy="give a stage to one of the data sets: those with `stages: []` are read for the vocabulary only",
+        )
+    return sets
+
+
+def _sets(recipe: Recipe, workspace: Workspace, split: str, limit: int | None) -> list[TestSet]:
     rows: dict[str, list[Mapping[str, Any]]] = {tag: [] for tag in recipe.languages}
     for row in PreparedData(workspace.data).examples(split):
         if row["target_language"] in rows:
             rows[row["target_language"]].append(row)
-    limit = recipe.evaluate.limit if split == "test" else None
     return [TestSet(tag, found[:limit]) for tag, found in rows.items() if found]
 
 
@@ -94,7 +111,7 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
         hypotheses = _generate(generator, test, recipe, on_batch)
         by_language[test.language] = scores(recipe, hypotheses, test)
         loss, shuffled = source_losses(model, codec, test, recipe.seed)
-        measured = measure_source_use(
+        controls = measure_source_use(
             hypotheses,
             test.references,
             loss=loss,
@@ -102,7 +119,7 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
             seed=recipe.seed,
             resamples=recipe.evaluate.resamples,
         )
-        use[test.language] = _source_use(measured)
+        use[test.language] = _source_use(controls)
         lines += [
             {"language": test.language, "source": row["source"], "references": refs, "hypothesis": hypothesis}
             for row, refs, hypothesis in zip(test.rows, test.references, hypotheses, strict=True)
@@ -111,7 +128,10 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
     (target / "hypotheses.jsonl").write_text(
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
     )
-    workspace.write_json(target / "scores.json", {"scores": by_language, "source_use": use})
+    measured: dict[str, Any] = {"scores": by_language, "source_use": use}
+    if recipe.evaluate.denoising:
+        measured["denoising"] = measure_denoising(recipe, workspace, name, model, codec)
+    workspace.write_json(target / "scores.json", measured)
 
 
 def _source_use(use: SourceUse) -> dict[str, Any]:
@@ -175,9 +195,9 @@ def evaluate_floors(recipe: Recipe, workspace: Workspace) -> dict[str, dict[str,
     """
     results: dict[str, dict[str, Any]] = {name: {} for name in FLOORS}
     train: dict[str, list[str]] = {}
-    for row in PreparedData(workspace.data).examples("train"):
+    for row in PreparedData(workspace.data).trained():
         train.setdefault(row["target_language"], []).append(row["target"])
-    dev = {test.language: test.references for test in evaluation_sets(recipe, workspace, "dev")}
+    dev = {test.language: test.references for test in _sets(recipe, workspace, "dev", None)}
     for test in evaluation_sets(recipe, workspace):
         results["copy_source"][test.language] = scores(recipe, copy_source(test.sources), test)
         constant = best_constant(

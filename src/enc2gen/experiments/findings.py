@@ -54,6 +54,7 @@ SYSTEM_TERMS = {
     "base-a": "the decoder copied from the encoder, without new layers between.",
     "base-b": "the decoder copied from the encoder, with duplicates in the place of new layers.",
     "all-random": "nothing pretrained at all: encoder and decoder start from random weights.",
+    "mbart-shaped": "an encoder-decoder of equal size that starts from random weights throughout (mBART's layers).",
     "warm-start": "the EncoderDecoderModel of transformers: the encoder twice, the link between them random.",
     "copy_source": "no model: the source text is handed back as it is.",
     "best_constant": "no model: one and the same string for every source, the best one found on the test set itself.",
@@ -270,7 +271,7 @@ def grows_from(recipe: Recipe, system: str, variant: str) -> bool:
 
 
 def language_heading(metrics: Mapping[str, Any], language: str) -> str:
-    """`Kazakh (kk), 443 test sentences`."""
+    """`Kazakh (kk), 443 test sentences`, or development sentences where `metrics["split"]` is dev."""
     counts = {
         score["n"]
         for scores in metrics["systems"].values()
@@ -278,7 +279,20 @@ def language_heading(metrics: Mapping[str, Any], language: str) -> str:
         if isinstance(score, Mapping) and "n" in score
     }
     title = f"{language_name(language)} ({language})"
-    return f"{title}, {max(counts):,} test sentences" if counts else title
+    split = "development" if metrics.get("split") == "dev" else "test"
+    return f"{title}, {max(counts):,} {split} sentences" if counts else title
+
+
+def denoising_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the denoising table, language by language: system and what was measured; none if nothing was."""
+    measured: Mapping[str, Any] = metrics.get("denoising", {})
+    tags = dict.fromkeys(tag for by_language in measured.values() for tag in by_language)
+    return [
+        {"tag": tag, "language": language_name(tag), "system": system, **by_language[tag]}
+        for tag in tags
+        for system, by_language in measured.items()
+        if tag in by_language
+    ]
 
 
 def duration(seconds: float) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,8 @@ from enc2gen.corpora.readers import read_records
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import encoder_positions
 from enc2gen.errors import ConfigError, DataError
-from enc2gen.experiments.recipe import DatasetConfig, MonolingualConfig, Recipe
+from enc2gen.experiments.data_config import DatasetConfig, MonolingualConfig
+from enc2gen.experiments.recipe import Recipe
 from enc2gen.experiments.workspace import Workspace
 
 SPLITS = ("train", "dev", "test")
@@ -44,15 +48,30 @@ class PreparedData:
     folder: Path
 
     def _open(self, name: str) -> Dataset:
-        return Dataset.from_parquet(str(self.folder / f"{name}.parquet"), cache_dir=str(self.folder / "cache"))
+        path = self.folder / f"{name}.parquet"
+        if pq.read_metadata(path).num_rows == 0:  # which from_parquet does not take
+            return Dataset(pq.read_table(path))
+        return Dataset.from_parquet(str(path), cache_dir=str(self.folder / "cache"))
 
     def examples(self, split: str) -> Dataset:
-        """Examples of `train`, `dev` or `test`."""
+        """Examples of `train`, `dev` or `test`; in `train` also those that are read for the vocabulary only."""
         return self._open(split)
+
+    def trained(self) -> Dataset:
+        """Examples of `train` that a stage trains on."""
+        table = self.examples("train")
+        indices = [index for index, stages in enumerate(table["stages"]) if stages]
+        return table if len(indices) == len(table) else table.select(indices)
 
     def texts(self) -> Dataset:
         """Plain texts for denoising."""
         return self._open("monolingual")
+
+    def held_out_texts(self) -> Dataset:
+        """Plain texts that no stage trains on."""
+        if not (self.folder / "monolingual-test.parquet").exists():  # data of before there were any
+            return self.texts().select([])
+        return self._open("monolingual-test")
 
 
 def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) -> None:
@@ -67,40 +86,56 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     workspace.data.mkdir(parents=True, exist_ok=True)
     writers = {split: _Writer(workspace.data / f"{split}.parquet", _EXAMPLE) for split in SPLITS}
     for dataset in recipe.data.datasets:
-        for split, example in _grouped(_split_examples(dataset, recipe)):
-            counts[split, example.target_language] += 1
-            by_source[example.source_language, example.target_language] += split == "test"
+        for split, example in _chosen(_grouped(_split_examples(dataset, recipe)), dataset):
+            counts[split if dataset.stages else "vocabulary", example.target_language] += 1
+            by_source[example.source_language, example.target_language] += split == recipe.evaluate.split
             row = {name: value for name, value in asdict(example).items() if name != "group"}
             writers[split].add({**row, "stages": list(dataset.stages)})
     for writer in writers.values():
         writer.close()
-    texts = _Writer(workspace.data / "monolingual.parquet", _TEXT)
-    for text, language in _plain_texts(recipe, PreparedData(workspace.data)):
-        counts["monolingual", language] += 1
-        texts.add({"text": text, "language": language})
-    texts.close()
+    names = ("monolingual", "monolingual-test")
+    writers = {name: _Writer(workspace.data / f"{name}.parquet", _TEXT) for name in names}
+    for name, text, language in _plain_texts(recipe, PreparedData(workspace.data)):
+        counts[name, language] += 1
+        writers[name].add({"text": text, "language": language})
+    for writer in writers.values():
+        writer.close()
     _check_counts(recipe, counts, by_source)
     tags = _languages(recipe, PreparedData(workspace.data))
     summary: dict[str, Any] = {
         "languages": tags,
         "counts": {
             split: {tag: n for (s, tag), n in sorted(counts.items()) if s == split}
-            for split in (*SPLITS, "monolingual")
+            for split in (*SPLITS, *names, "vocabulary")
         },
     }
     workspace.write_json(workspace.data / "summary.json", summary)
-    for split in SPLITS:
-        log(f"{split}: " + ", ".join(f"{tag} {n:,}" for tag, n in summary["counts"][split].items()))
+    for split, found in summary["counts"].items():
+        if found and split not in names:
+            log(f"{split}: " + ", ".join(f"{tag} {n:,}" for tag, n in found.items()))
 
 
 def fingerprint(*names: str) -> list[dict[str, Any]]:
-    """Size and time of every local file under these names, so that what depends on changed files is done again."""
+    """Size and content hash of every local file under these names, so that what depends on changed files is done again.
+
+    Times do not count: data that was copied, mounted or checked out anew is the same data.
+    """
     files: list[Path] = []
     for path in map(Path, names):
         files += (
             sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
         )
-    return [{"file": str(f), "bytes": f.stat().st_size, "modified": f.stat().st_mtime_ns} for f in files]
+    return [
+        {"file": str(file), "bytes": (stat := file.stat()).st_size, "blake2b": _hashed(file, stat.st_mtime_ns)}
+        for file in files
+    ]
+
+
+@lru_cache(maxsize=65_536)
+def _hashed(file: Path, modified: int) -> str:
+    """Hash of a file's bytes; read again in this process only if its time has changed."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "blake2b").hexdigest()
 
 
 def data_files(recipe: Recipe) -> list[str]:
@@ -168,21 +203,51 @@ def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Exa
     for (split, *_), group in held_out.items():
         first = group[0]
         references = tuple(dict.fromkeys(text for example in group for text in example.references or (example.target,)))
-        yield (
-            split,
-            Example(
-                first.source, first.target, first.source_language, first.target_language, references, first.objective
-            ),
-        )
+        yield split, replace(first, references=references)
 
 
-def _plain_texts(recipe: Recipe, data: PreparedData) -> Iterator[tuple[str, str]]:
+def _chosen(examples: Iterable[tuple[str, Example]], dataset: DatasetConfig) -> Iterator[tuple[str, Example]]:
+    """Examples within `train_limit` and `dev_limit`; of a data set that nothing trains on, the training texts only.
+
+    What is chosen comes in the order in which it was read. Memory holds `limit` examples per direction.
+    """
+    limits: dict[str, int] = {}
+    for split, limit in (("train", dataset.train_limit), ("dev", dataset.dev_limit)):
+        if limit is not None:
+            limits[split] = limit
+    kept: dict[tuple[str, str | None, str], list[tuple[int, int, Example]]] = {}
+    for number, (split, example) in enumerate(examples):
+        if not dataset.stages and split != "train":
+            continue
+        if split not in limits:
+            yield split, example
+            continue
+        # A heap with the largest hash on top, which is the first to go; equal sources: the first that was read stays.
+        heap = kept.setdefault((split, example.source_language, example.target_language), [])
+        entry = (-_rank(example), -number, example)
+        if len(heap) < limits[split]:
+            heapq.heappush(heap, entry)
+        else:
+            heapq.heappushpop(heap, entry)
+    chosen = ((-number, key[0], example) for key, heap in kept.items() for _, number, example in heap)
+    yield from ((split, example) for _, split, example in sorted(chosen, key=lambda entry: entry[0]))
+
+
+def _rank(example: Example) -> int:
+    """A number that orders examples at random, the same in every run; both directions of a pair have the same."""
+    return int.from_bytes(hashlib.sha256(f"limit {example.group}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def _plain_texts(recipe: Recipe, data: PreparedData) -> Iterator[tuple[str, str, str]]:
+    """File of prepared texts, text and language."""
     for corpus in recipe.data.monolingual:
-        yield from _corpus_texts(corpus, recipe)
+        for text, language in _corpus_texts(corpus, recipe):
+            held_out = split_of(text, dev_percent=0, test_percent=corpus.test_percent) == "test"
+            yield "monolingual-test" if held_out else "monolingual", text, language
     if recipe.data.denoise_targets:
         for row in data.examples("train"):
             if "pretrain" in row["stages"]:
-                yield row["target"], row["target_language"]
+                yield "monolingual", row["target"], row["target_language"]
 
 
 def _corpus_texts(corpus: MonolingualConfig, recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -212,13 +277,14 @@ def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]], by_source: C
     for (source, target), found in by_source.items():
         if target in recipe.languages and found == 1:
             raise DataError(
-                f"there is one test example only from {source} to {target}",
+                f"there is one {recipe.evaluate.split} example only from {source} to {target}",
                 where="data.datasets",
-                remedy="raise test_percent: the shuffled-source control needs two or more",
+                remedy=f"raise {recipe.evaluate.split}_percent: the shuffled-source control needs two or more",
             )
     for tag in recipe.languages:
-        for split in ("train", "test"):
-            least = 1 if split == "train" else 2
+        if counts["vocabulary", tag] and not any(counts[split, tag] for split in SPLITS):
+            continue  # another run trains and measures it, with this run's vocabulary
+        for split, least in (("train", 1), (recipe.evaluate.split, 2)):
             if counts[split, tag] < least:
                 raise DataError(
                     f"only {counts[split, tag]} {split} examples with target language {tag!r}",
@@ -233,5 +299,5 @@ def _languages(recipe: Recipe, data: PreparedData) -> list[str]:
     for split in SPLITS:
         table = data.examples(split)
         seen |= set(table.unique("source_language")) | set(table.unique("target_language"))
-    seen |= set(data.texts().unique("language"))
+    seen |= set(data.texts().unique("language")) | set(data.held_out_texts().unique("language"))
     return [*recipe.languages, *sorted(tag for tag in seen if tag and tag not in recipe.languages)]

@@ -17,74 +17,18 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from enc2gen.data.batching import BatchingConfig
 from enc2gen.data.mixture import MixtureConfig
 from enc2gen.data.noising import NoiseConfig
+from enc2gen.data.span_corruption import SpanCorruptionConfig, TranslationSpanCorruptionConfig, UL2Config
 from enc2gen.errors import ConfigError, Enc2genError
+from enc2gen.experiments.data_config import STAGE_NAMES, DataConfig, StageName
 from enc2gen.experiments.encoder_config import EncoderConfig
-from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section, check_task
+from enc2gen.experiments.objectives import OBJECTIVES
+from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.models.baselines import PRESETS, check_options
 from enc2gen.training.config import TrainingConfig
 
 FLOORS = ("copy_source", "best_constant")
 """Systems without a model, which every run scores beside its own."""
-
-StageName = Literal["pretrain", "finetune"]
-STAGE_NAMES: tuple[StageName, ...] = ("pretrain", "finetune")
-
-
-class DatasetConfig(Section):
-    """One corpus with a task's mapping from fields to (source, target)."""
-
-    path: str = Field(
-        description="file, folder, hub:owner/name or builtin:localisation; {languages}: the recipe's languages"
-    )
-    task: str = Field(
-        default="translation",
-        description="translation, summarisation, reading-comprehension, continuation, text-to-text",
-    )
-    fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
-    split: str = Field(default="train", description="split to read, for Hub data sets")
-    dev: str | None = Field(default=None, description="development file; without it, dev_percent of `path`")
-    test: str | None = Field(default=None, description="test file; without it, test_percent of `path`")
-    dev_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for development, by hash")
-    test_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for testing, by hash")
-    stages: tuple[StageName, ...] = Field(default=("pretrain", "finetune"), description="stages that train on it")
-    limit: int | None = Field(default=None, ge=1, description="read at most so many records")
-
-    @model_validator(mode="after")
-    def _task_mapping_is_valid(self) -> DatasetConfig:
-        check_task(self.task, self.fields)
-        return self
-
-
-class MonolingualConfig(Section):
-    """Plain text for denoising."""
-
-    path: str = Field(description="file, folder or hub:owner/name; {languages} stands for the recipe's languages")
-    field: str = Field(default="text", description="field with the text")
-    language: str | None = Field(default=None, description="language of all texts")
-    language_field: str | None = Field(default=None, description="field with the text's language")
-    split: str = Field(default="train", description="split to read, for Hub data sets")
-    limit: int | None = Field(default=None, ge=1, description="read at most so many texts")
-
-    @model_validator(mode="after")
-    def _one_language(self) -> MonolingualConfig:
-        if (self.language is None) == (self.language_field is None):
-            raise ValueError("give exactly one of language and language_field")
-        return self
-
-
-class DataConfig(Section):
-    """What is read."""
-
-    datasets: list[DatasetConfig] = Field(min_length=1, description="corpora of (source, target) pairs")
-    monolingual: list[MonolingualConfig] = Field(default_factory=list, description="plain text for denoising")
-    denoise_targets: bool = Field(
-        default=False, description="use the training targets of the pretraining data as plain text, too"
-    )
-    max_source_length: int = Field(
-        default=256, ge=4, le=8192, description="tokens; longer sources are cut (256: arXiv 2502.10852, section 4.1)"
-    )
-    max_target_length: int = Field(default=256, ge=2, le=8192, description="tokens; longer targets are cut")
 
 
 class StageConfig(Section):
@@ -94,11 +38,46 @@ class StageConfig(Section):
     batching: BatchingConfig = Field(default_factory=lambda: BatchingConfig(max_tokens=4096), description="batches")
     mixture: MixtureConfig = Field(default_factory=MixtureConfig, description="mixing of languages and objectives")
 
+    def identity(self) -> dict[str, Any]:
+        """What the stage depends on beside its training settings."""
+        return self.model_dump(mode="json", exclude={"training"})
+
 
 class PretrainConfig(StageConfig):
-    """Denoising and translation, mixed (arXiv 2502.10852, section 3.2)."""
+    """Denoising and translation, mixed (arXiv 2502.10852, section 3.2), or other objectives."""
 
-    noise: NoiseConfig = Field(default_factory=NoiseConfig, description="of the denoising objective")
+    objectives: tuple[str, ...] = Field(
+        default=("denoising",),
+        description="what is learnt beside the tasks of the data sets: denoising, span-corruption, ul2 (of plain "
+        "text), translation-span-corruption (of translation pairs); mixture.objective_weights weighs all of them",
+    )
+    noise: NoiseConfig = Field(default_factory=NoiseConfig, description="of the objective denoising")
+    span_corruption: SpanCorruptionConfig = Field(
+        default_factory=SpanCorruptionConfig, description="of the objective span-corruption"
+    )
+    ul2: UL2Config = Field(default_factory=UL2Config, description="of the objective ul2")
+    translation_span_corruption: TranslationSpanCorruptionConfig = Field(
+        default_factory=TranslationSpanCorruptionConfig, description="of the objective translation-span-corruption"
+    )
+
+    @field_validator("objectives")
+    @classmethod
+    def _known(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        for name in objectives:
+            if name not in OBJECTIVES:
+                raise ValueError(str(OBJECTIVES.unknown(name)))
+        if len(set(objectives)) < len(objectives):
+            raise ValueError("an objective is named twice")
+        return objectives
+
+    def identity(self) -> dict[str, Any]:
+        """What the stage depends on beside its training settings: of objectives that it does not have, nothing."""
+        content = super().identity()
+        for name in set(OBJECTIVES) - set(self.objectives):
+            del content[OBJECTIVES.get(name).settings]
+        if self.objectives == ("denoising",):
+            del content["objectives"]
+        return content
 
 
 class SystemConfig(Section):
@@ -139,8 +118,28 @@ class EvaluationConfig(Section):
     metrics: Metrics = Field(default=["chrf++", "bleu", "exact-match", "off-target"], description="metrics to compute")
     decoding: DecodingConfig = Field(default_factory=DecodingConfig, description="search")
     resamples: int = Field(default=1000, ge=100, description="bootstrap resamples of the 95 % intervals")
-    limit: int | None = Field(default=None, ge=2, description="evaluate at most so many test examples per language")
+    split: Literal["test", "dev"] = Field(
+        default="test", description="examples that outputs are written for and scored on; dev to choose settings"
+    )
+    limit: int | None = Field(default=None, ge=2, description="evaluate at most so many examples per language")
     samples: int = Field(default=10, ge=0, description="sample outputs shown per run")
+    denoising: bool = Field(
+        default=False,
+        description="measure the denoising perplexity of held-out text: of data.monolingual with test_percent and, "
+        "with data.denoise_targets, of the targets of `split`",
+    )
+    noise: NoiseConfig = Field(
+        default_factory=NoiseConfig, description="of `denoising`; the same for each text in all systems and seeds"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """What scores depend on; settings at a default that changes nothing are left out."""
+        content = self.model_dump(mode="json")
+        if self.split == "test":
+            del content["split"]
+        if not self.denoising:
+            del content["denoising"], content["noise"]
+        return content
 
 
 class Recipe(Section):
@@ -164,6 +163,11 @@ class Recipe(Section):
     def _trains_something(self) -> Recipe:
         if self.pretrain is None and self.finetune is None:
             raise ValueError("the recipe trains nothing: give pretrain, finetune or both")
+        held_out = self.data.denoise_targets or any(corpus.test_percent for corpus in self.data.monolingual)
+        if self.evaluate.denoising and not held_out:
+            raise ValueError(
+                "evaluate.denoising needs held-out text: set test_percent of data.monolingual, or data.denoise_targets"
+            )
         longest = self.data.max_source_length + self.data.max_target_length
         for stage in STAGE_NAMES:
             section: StageConfig | None = getattr(self, stage)
@@ -205,7 +209,7 @@ class Recipe(Section):
         """The encoder of a system: the recipe's, with the system's own settings on top."""
         own = self.systems[name].encoder
         try:
-            return EncoderConfig(**_merge(self.encoder.model_dump(), own)) if own else self.encoder
+            return EncoderConfig(**merge(self.encoder.model_dump(), own)) if own else self.encoder
         except ValidationError as error:
             raise ValueError(
                 "; ".join(f"systems.{name}.encoder.{line}" for line in problems(error, EncoderConfig))
@@ -242,12 +246,12 @@ class Recipe(Section):
             ) from error
 
 
-def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the entries of `own`, section by section."""
     merged = dict(base)
     for key, value in own.items():
         inner = merged.get(key)
-        merged[key] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

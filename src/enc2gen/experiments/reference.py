@@ -61,6 +61,8 @@ def _default(field: Any) -> str:
         value = field.default
     if isinstance(value, BaseModel):
         return "see below"
+    if isinstance(value, tuple) and any(isinstance(entry, BaseModel) for entry in value):
+        value = [entry.model_dump(exclude_defaults=True) for entry in value]
     return f"`{value}`" if value not in ("", [], (), {}) else "none"
 
 

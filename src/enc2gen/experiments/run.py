@@ -20,9 +20,11 @@ from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
+from enc2gen.experiments.model_card import write_card
 from enc2gen.experiments.prepare import data_files, fingerprint, prepare
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
+from enc2gen.experiments.store import Store
 from enc2gen.experiments.workspace import Workspace, machine, replace_folder
 from enc2gen.training.runtime import locked_folder
 
@@ -36,10 +38,12 @@ class Run:
         recipe: what to do.
         console: where progress goes.
         overwrite: replace training that was done with other settings.
+        store: folder of prepared data and vocabularies that runs share; each run makes its own by default.
     """
 
-    def __init__(self, recipe: Recipe, console: Console, *, overwrite: bool = False) -> None:
+    def __init__(self, recipe: Recipe, console: Console, *, overwrite: bool = False, store: Path | None = None) -> None:
         self.recipe, self.console = recipe, console
+        self.store = Store(store) if store is not None else None
         transformers.logging.disable_progress_bar()  # ours is the only progress shown
         transformers.logging.set_verbosity_error()
         datasets.disable_progress_bars()
@@ -69,12 +73,16 @@ class Run:
         folder: Path | None = None,
         *,
         everywhere: bool = False,
+        shared_as: str | None = None,
     ) -> None:
+        """Run a stage unless it is done; one that is `shared_as` something may take its folder from the store."""
         key = self.keys[stage] = digest({"stage": stage, **depends_on})
         if self.workspace.done(stage, key):
             self.log(f"{stage}: done before, kept")
             return
         self.console.rule(f"[bold]{stage}", align="left")
+        if self.store is not None and shared_as is not None and folder is not None:
+            work = partial(self.store.obtain, digest({"stage": shared_as, **depends_on}), folder, work)
         self.workspace.run_stage(stage, key, work, folder=folder, everywhere=everywhere)
 
     def log(self, message: str) -> None:
@@ -85,12 +93,18 @@ class Run:
         recipe = self.recipe
         depends = {
             "version": __version__,
-            "data": recipe.data.model_dump(mode="json"),
+            "data": recipe.data.identity(),
             "files": fingerprint(*data_files(recipe)),
             "languages": recipe.languages,
             "encoders": [recipe.encoder.name, *(config.name for config in recipe.variants.values())],
         }
-        self._stage("prepare", depends, lambda: prepare(recipe, self.workspace, self.log), self.workspace.data)
+        self._stage(
+            "prepare",
+            depends,
+            lambda: prepare(recipe, self.workspace, self.log),
+            self.workspace.data,
+            shared_as="prepare",
+        )
 
     def _adapt(self) -> None:
         made: dict[str, encoders.Vocabulary] = {}
@@ -107,6 +121,7 @@ class Run:
                 vocabulary,
                 partial(encoders.make_vocabulary, self.recipe, self.workspace, name, self.log, made),
                 self.workspace.encoder(name),
+                shared_as="vocabulary",
             )
             if config.adapt is not None:
                 self._stage(
@@ -155,7 +170,7 @@ class Run:
             assert training is not None
             depends = {
                 "before": self.keys.get(f"pretrain-{name}", self.keys[f"build-{name}"]),
-                "section": section.model_dump(mode="json", exclude={"training"}),
+                "section": section.identity(),
                 "training": training.identity(),
             }
             self._stage(
@@ -176,7 +191,7 @@ class Run:
         return self.keys.get(f"finetune-{name}") or self.keys[f"pretrain-{name}"]
 
     def _evaluate(self) -> None:
-        settings = self.recipe.evaluate.model_dump(mode="json")
+        settings = self.recipe.evaluate.identity()
         for name in self.recipe.systems:
             self._stage(
                 f"evaluate-{name}",
@@ -209,15 +224,20 @@ class Run:
             return
         metrics = self.collect()
         self.workspace.write_json(self.workspace.root / "metrics.json", metrics)
-        self._publish()
+        self._publish(metrics)
         write_report(self.recipe, self.workspace, metrics)
         self.console.rule("[bold]results", align="left")
         print_results(self.recipe, self.workspace, metrics, self.console)
 
-    def _publish(self) -> None:
-        """Copy the main system's model to `model/`."""
+    def _publish(self, metrics: dict[str, Any]) -> None:
+        """Copy the main system's model to `model/`, with its model card."""
         source = systems.final_folder(self.recipe, self.workspace, self.recipe.main_system)
-        replace_folder(self.workspace.root / "model", lambda folder: shutil.copytree(source, folder))
+
+        def fill(folder: Path) -> None:
+            shutil.copytree(source, folder)
+            write_card(self.recipe, self.workspace, metrics, folder)
+
+        replace_folder(self.workspace.root / "model", fill)
 
     def _encoder_record(self, variant: str) -> dict[str, Any]:
         """What became of an encoder: sizes, unknown rates and, where it was adapted, its masked-LM losses."""
@@ -247,6 +267,8 @@ class Run:
             "higher_is_better": {name: METRICS.get(name).higher_is_better for name in self.recipe.evaluate.metrics},
             "systems": {name: entry["scores"] for name, entry in measured.items()} | floors,
             "source_use": {name: entry["source_use"] for name, entry in measured.items()},
+            "denoising": {name: entry["denoising"] for name, entry in measured.items() if "denoising" in entry},
+            "split": self.recipe.evaluate.split,
             "paired": paired_comparisons(self.recipe, self.workspace),
             "encoders": {name: self._encoder_record(name) for name in self.recipe.variants},
             "training": training,

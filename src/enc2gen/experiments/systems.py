@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import enc2gen.models.swcm  # noqa: F401  registers the model with transformers
 from enc2gen.data.batching import Batch, evaluation_batches
 from enc2gen.encoders.loading import load_tokenizer
 from enc2gen.errors import ConfigError, Interrupted, ModelError
+from enc2gen.experiments.data_config import StageName
 from enc2gen.experiments.encoders import prepared_encoder
 from enc2gen.experiments.encoding import encode_pair, target_limit, training_stream
 from enc2gen.experiments.prepare import PreparedData
-from enc2gen.experiments.recipe import Recipe, StageName
+from enc2gen.experiments.recipe import Recipe
 from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
@@ -58,7 +60,7 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
         seed=recipe.seed,
         options=options,
     )
-    sources = PreparedData(workspace.data).examples("train").unique("source_language")
+    sources = PreparedData(workspace.data).trained().unique("source_language")
     model.config.default_source_language = sources[0] if len(sources) == 1 else None
     own = getattr(model, "tokenizer", None)
     if own is None:
@@ -88,6 +90,11 @@ def _go_on(start: str, workspace: Workspace, name: str, recipe: Recipe, log: Log
             remedy="start from a model that was built with the data's languages",
         )
     _save(generator.model, workspace, name, recipe, log, generator.tokenizer)
+    # A later stage treats parameters that began at random alike, whether it is part of the same run or of another.
+    reports = (Path(start) / REPORT_FILE, Path(start).parent / "initial" / REPORT_FILE)
+    if (report := next((path for path in reports if path.is_file()), None)) is not None:
+        with writing(workspace.system(name, "initial")):
+            shutil.copyfile(report, workspace.system(name, "initial", REPORT_FILE))
 
 
 def _save(
@@ -100,7 +107,8 @@ def _save(
 ) -> None:
     """Save with the output limit learnt from the training targets."""
     codec = TextCodec(tokenizer, model.config.languages, **_limits(recipe))
-    limit = target_limit(codec, PreparedData(workspace.data).examples("train")["target"])
+    data = PreparedData(workspace.data)
+    limit = target_limit(codec, (data.trained() or data.examples("train"))["target"])
     model.generation_config.max_new_tokens = limit
     if len(recipe.languages) == 1:
         model.config.default_target_language = recipe.languages[0]

@@ -32,6 +32,7 @@ def print_results(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, An
         _print_scores(metrics, tag, console)
     _print_paired(metrics, console)
     _print_source_use(metrics, tags, console)
+    _print_denoising(metrics, console)
     chosen = findings.choose_samples(outputs, recipe.evaluate.samples, recipe.seed)
     _print_samples(chosen, recipe, console)
     for tag in tags:
@@ -140,6 +141,19 @@ def _print_source_use(metrics: Mapping[str, Any], tags: Sequence[str], console: 
         "sources gains nothing, loses nothing when permuted, and writes few distinct outputs.",
         console,
     )
+
+
+def _print_denoising(metrics: Mapping[str, Any], console: Console) -> None:
+    rows = findings.denoising_rows(metrics)
+    if not rows:
+        return
+    _heading("Repairing damaged text: perplexity of held-out text", console)
+    for row in rows:
+        score = row["perplexity"]
+        interval = f"[{score['low']:.3g}, {score['high']:.3g}]"
+        figures = f"{score['value']:.3g} {interval}, {row['nats_per_character']['value']:.3g} nats per character"
+        console.print(Padding(Text(f"{row['tag']}  {row['system']}  {figures}, {score['n']:,} texts"), (0, 2)))
+    _note("Lower is better. Perplexities compare systems of one vocabulary, nats per character any two.", console)
 
 
 def _source_cells(metrics: Mapping[str, Any], system: str, tag: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Experiments: grids of runs over variants, tasks, sizes and seeds, with their statistics and report."""

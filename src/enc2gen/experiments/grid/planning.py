@@ -1,0 +1,272 @@
+"""From a definition to runs: variants x tasks x sizes x seeds, each as a recipe of its own in a folder of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from enc2gen.errors import ConfigError
+from enc2gen.experiments.data_config import STAGE_NAMES
+from enc2gen.experiments.grid.definition import Content, Experiment, Variant, slug
+from enc2gen.experiments.grid.plan import ONLY_TASK, GridRun, RunKind
+from enc2gen.experiments.recipe import Recipe, digest, merge, validated
+
+Settings = tuple[tuple[str, Any], ...]
+"""Searched settings, dotted, and their values."""
+
+DATA = "{data}"
+"""In paths of a definition: the folder of --data."""
+
+BEFORE_TASKS = ("pretrain.", "system.", "encoder.")
+"""Settings with these beginnings concern the pretraining run, too."""
+
+
+@dataclass
+class Planner:
+    """Makes the runs of an experiment; equal training is planned once.
+
+    Args:
+        experiment: what is compared.
+        folder: of the experiment.
+        data: what `{data}` stands for in paths; None if it is not known.
+        only: variants to plan; all if empty.
+
+    Raises:
+        ConfigError: `only` names something else.
+    """
+
+    experiment: Experiment
+    folder: Path
+    data: Path | None = None
+    only: tuple[str, ...] = ()
+    _pretrained: dict[str, GridRun] = field(default_factory=dict)
+    _trained: dict[str, GridRun] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = self.experiment.all_variants
+        if unknown := [name for name in self.only if name not in names]:
+            raise ConfigError(
+                f"there is no variant {', '.join(unknown)}; there are {', '.join(names)}",
+                where="--only",
+                remedy="name these, as they are written here",
+            )
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The variants that are carried out, by name."""
+        every = self.experiment.all_variants
+        return {name: every[name] for name in every if not self.only or name in self.only}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.experiment.tasks) or [ONLY_TASK]
+
+    def searches(self) -> list[GridRun]:
+        """The runs of the search, with the pretraining that they start from: first seed, largest size."""
+        found: list[GridRun] = []
+        size = max(self.experiment.sizes, default=None)
+        for name, variant in self.variants.items():
+            for settings in points(self.searched(name, variant)):
+                for task in self.tasks:
+                    found += self._runs(name, task, size, self.experiment.seeds[0], settings, "search")
+                    if found[-1].settings != settings:
+                        raise ConfigError(
+                            f"{_said(settings)} trains the same model as {_said(found[-1].settings)}",
+                            where=f"{self.experiment.name}: search of {name}",
+                            remedy="search a setting that this variant does not replace by its own",
+                        )
+        return _once(found)
+
+    def searched(self, name: str, variant: Variant) -> dict[str, list[Any]]:
+        """The settings that are searched for a variant; those of a pretraining that it does not have are left out."""
+        given = self.experiment.searched(variant)
+        if variant.pretraining is False:
+            return {setting: values for setting, values in given.items() if not setting.startswith("pretrain.")}
+        return given
+
+    def runs(self, chosen: Mapping[str, Settings]) -> list[GridRun]:
+        """Every pretraining and task run, with the settings that were chosen for each variant."""
+        found: list[GridRun] = []
+        sizes: list[int | None] = [*self.experiment.sizes] or [None]
+        for name, variant in self.variants.items():
+            if name not in chosen and self.searched(name, variant):
+                continue  # its search failed, and so would these
+            for task, size in itertools.product(self.tasks, sizes):
+                for seed in self.experiment.seeds:
+                    found += self._runs(name, task, size, seed, chosen.get(name, ()), "task")
+        return _once(found)
+
+    def _runs(
+        self, name: str, task: str, size: int | None, seed: int, settings: Settings, kind: RunKind
+    ) -> Iterator[GridRun]:
+        """The run, after the pretraining run that it starts from, if any."""
+        start = None
+        if self.experiment.pretraining is not None:
+            start = self._pretraining(name, seed, settings)
+            yield start
+        content = self._task_content(name, task, size, settings)
+        if start is not None:
+            content = _going_on(content, start, own_pretraining="pretrain" in self._own(name, task))
+        if kind == "search":
+            content = merge(content, {"evaluate": {"split": "dev"}})
+        cell = "/".join(
+            [name] + ([task] if len(self.tasks) > 1 else []) + ([str(size)] if len(self.experiment.sizes) > 1 else [])
+        )
+        parts = [name, *([task] if self.experiment.tasks else []), *([str(size)] if size is not None else [])]
+        training = self._training_hash({**content, "seed": seed}, start, cell)
+        same = self._trained.get(training)
+        system = same.recipe.main_system if same is not None else slug(name)
+        whole = digest([training, content.get("evaluate")])
+        run = self._run(cell, name, parts, seed, content, system, whole, kind, start=start, settings=settings)
+        made = GridRun(**{**run, "task": task, "size": size, "same_training": same})
+        if same is not None and same.folder == made.folder:
+            yield same if same.kind == kind else made
+            return
+        self._trained.setdefault(training, made)
+        yield made
+
+    def _pretraining(self, name: str, seed: int, settings: Settings) -> GridRun:
+        variant = self.variants[name]
+        trains = variant.pretraining is not False
+        content = merge(self.experiment.recipe, self.experiment.pretraining or {})
+        content = merge(merge(content, variant.recipe), variant.pretraining or {})
+        content = {key: value for key, value in content.items() if key not in ("finetune", "evaluate")}
+        system = merge(self.experiment.system, variant.system)
+        content["system"] = {key: value for key, value in system.items() if key != "finetune"}
+        content = _with_settings(content, tuple(found for found in settings if found[0].startswith(BEFORE_TASKS)))
+        content = self._located(content, name)
+        stage = "pretrain" if trains else "build"
+        whole = digest([self._training_hash({**content, "seed": seed}, None, f"{name}, pretraining"), stage])
+        if whole in self._pretrained:
+            return self._pretrained[whole]
+        parts = [name, "pretraining" if trains else "untrained"]
+        run = self._run(name, name, parts, seed, content, slug(name), whole, "pretrain")
+        self._pretrained[whole] = GridRun(**{**run, "stage": stage})
+        return self._pretrained[whole]
+
+    def _own(self, name: str, task: str) -> Content:
+        """What the experiment and the variant say about one task alone."""
+        return merge(self.experiment.tasks.get(task, {}), self.variants[name].tasks.get(task, {}))
+
+    def _task_content(self, name: str, task: str, size: int | None, settings: Settings) -> Content:
+        variant = self.variants[name]
+        content = merge(self.experiment.recipe, self.experiment.tasks.get(task, {}))
+        content = merge(merge(content, variant.recipe), variant.tasks.get(task, {}))
+        content = _with_settings({**content, "system": merge(self.experiment.system, variant.system)}, settings)
+        if size is not None:
+            sets = content.get("data", {}).get("datasets", [])
+            content["data"] = {**content["data"], "datasets": [{**dataset, "train_limit": size} for dataset in sets]}
+        return self._located(content, name)
+
+    def _located(self, content: Content, variant: str) -> Content:
+        """`content` with `{data}` replaced."""
+        text = json.dumps(content)
+        if DATA not in text:
+            return content
+        if self.data is None:
+            raise ConfigError(
+                f"the paths of this experiment begin with {DATA}, and no folder of data is known",
+                where=f"{self.experiment.name}: {variant}",
+                remedy="name the folder with --data",
+            )
+        located: Content = json.loads(text.replace(DATA, json.dumps(self.data.as_posix())[1:-1]))
+        return located
+
+    def _training_hash(self, content: Content, start: GridRun | None, where: str) -> str:
+        """Of everything that decides the trained model: settings with equal effect, however given, have equal hashes.
+
+        Defaults are left out, so that a new setting whose default changes nothing leaves old hashes as they are.
+        """
+        recipe = self._recipe(content, "run", "system", content["seed"], where)
+        said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "output", "description"})
+        said.pop("evaluate", None)
+        system = {key: value for key, value in said.pop("systems")["system"].items() if key in ("preset", "options")}
+        said["encoder"] = recipe.encoder_of("system").model_dump(mode="json", exclude_defaults=True)
+        for stage in STAGE_NAMES:
+            if (training := recipe.training("system", stage)) is not None:
+                said[stage]["training"] = training.model_dump(mode="json", exclude_defaults=True)
+        return digest([{**said, "system": system, "seed": recipe.seed}, start.name.rpartition("-")[2] if start else ""])
+
+    def _recipe(self, content: Content, name: str, system: str, seed: int, where: str) -> Recipe:
+        said = {key: value for key, value in content.items() if key not in ("system", "seed")}
+        return validated(
+            Recipe,
+            {"name": name, "seed": seed, **said, "systems": {system: content["system"]}},
+            f"{self.experiment.name}: {where}",
+        )
+
+    def _run(
+        self,
+        cell: str,
+        variant: str,
+        parts: list[str],
+        seed: int,
+        content: Content,
+        system: str,
+        whole: str,
+        kind: RunKind,
+        *,
+        start: GridRun | None = None,
+        settings: Settings = (),
+    ) -> dict[str, Any]:
+        name = "-".join([*map(slug, parts), f"seed{seed}", whole[:8]])
+        folder = self.folder / "runs" / name
+        said = {"description": f"{self.experiment.name}: {cell}, seed {seed}", **content, "output": folder.as_posix()}
+        recipe = self._recipe(said, name, system, seed, cell)
+        return {
+            "cell": cell,
+            "variant": variant,
+            "task": None,
+            "size": None,
+            "seed": seed,
+            "folder": folder,
+            "recipe": recipe,
+            "kind": kind,
+            "start": start,
+            "stage": "evaluate" if kind == "search" else "report",
+            "settings": settings,
+        }
+
+
+def _going_on(content: Content, start: GridRun, *, own_pretraining: bool) -> Content:
+    """The content of a task's run that starts from another run's model, which brings vocabulary and layers along."""
+    system = content["system"]
+    kept = content if own_pretraining else {key: value for key, value in content.items() if key != "pretrain"}
+    dropped = {"encoder", *(() if own_pretraining else ("pretrain",))}
+    name = start.recipe.main_system
+    model = start.folder / "systems" / name / ("pretrained" if start.stage == "pretrain" else "initial")
+    return {
+        **kept,
+        "encoder": {"name": start.recipe.encoder_of(name).name},
+        "system": {key: value for key, value in system.items() if key not in dropped} | {"start": model.as_posix()},
+    }
+
+
+def points(searched: Mapping[str, list[Any]]) -> list[Settings]:
+    """Every combination of the values of searched settings; none if nothing is searched."""
+    if not searched:
+        return []
+    return [tuple(zip(searched, values, strict=True)) for values in itertools.product(*searched.values())]
+
+
+def _said(settings: Settings) -> str:
+    return ", ".join(f"{setting}={value}" for setting, value in settings)
+
+
+def _with_settings(content: Content, settings: Settings) -> Content:
+    """`content` with dotted settings on top."""
+    for setting, value in settings:
+        for key in reversed(setting.split(".")):
+            value = {key: value}
+        content = merge(content, value)
+    return content
+
+
+def _once(runs: list[GridRun]) -> list[GridRun]:
+    """Each run once, in order."""
+    return list({(run.folder, run.cell, run.kind): run for run in runs}.values())

@@ -1,0 +1,101 @@
+"""What is remembered of a run: with which inputs it was finished, and what its attempts cost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enc2gen import __version__
+from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.prepare import data_files, fingerprint
+from enc2gen.experiments.recipe import digest
+from enc2gen.experiments.store import link_file, link_tree
+from enc2gen.experiments.workspace import MARKER, Workspace
+from enc2gen.training.checkpoint import write_json
+
+RECORD = "grid.json"
+TRAINING_STAGES = ("prepare", "vocabulary-", "adapt-", "build-", "pretrain-", "finetune-")
+MODEL_FOLDERS = ("initial", "pretrain", "pretrained", "finetune", "finetuned")
+
+
+class RunRecord:
+    """The record of one run, a file in its folder.
+
+    Args:
+        run: whose record it is.
+    """
+
+    def __init__(self, run: GridRun) -> None:
+        self.run = run
+        self.path = run.folder / RECORD
+        try:
+            self._content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a run without a record is looked at again by its own stages
+            self._content = {"attempts": [], "finished": None}
+
+    @property
+    def inputs(self) -> str:
+        """Hash of what the run depends on beside its settings, which its folder stands for."""
+        run = self.run
+        before = [RunRecord(other).inputs for other in run.needs]
+        names = [*data_files(run.recipe), run.recipe.encoder.name]
+        return digest([__version__, run.stage, run.recipe.main_system, fingerprint(*names), before])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is finished, with the inputs that there are now."""
+        return bool(self._content["finished"] == self.inputs)
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of processor time that all attempts took."""
+        return float(sum(attempt["core_seconds"] for attempt in self._content["attempts"]))
+
+    def add(self, status: int, core_seconds: float, wall_seconds: float) -> None:
+        """Remember an attempt: exit status of its process, seconds of processor time and of real time."""
+        attempt = {
+            "status": status,
+            "core_seconds": round(core_seconds, 2),
+            "wall_seconds": round(wall_seconds, 2),
+        }
+        finished = self.inputs if status == 0 else None
+        self._content = {"attempts": [*self._content["attempts"], attempt], "finished": finished}
+        write_json(self.path, self._content)
+
+
+def make_ready(run: GridRun) -> None:
+    """Write the recipe into the run's folder, and take over the training of a run with the same one."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    Workspace.write_json(run.folder / MARKER, {"name": run.recipe.name})
+    given = run.recipe.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    (run.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    if run.same_training is not None and not (run.folder / "stages").exists():
+        _take_over(run.same_training.folder, run.folder, run.recipe.main_system)
+
+
+def _take_over(source: Path, target: Path, system: str) -> None:
+    """Link everything that training `source` has left; what measures and reports is made anew."""
+    for name in ("data", "encoders", *(f"systems/{system}/{folder}" for folder in MODEL_FOLDERS)):
+        if (source / name).is_dir():
+            link_tree(source / name, target / name, leave_out=("cache", "checkpoints"))
+    (target / "stages").mkdir()
+    for path in (source / "stages").iterdir():
+        if path.name.startswith(TRAINING_STAGES):
+            shutil.copy2(path, target / "stages" / path.name)
+
+
+def tidy(run: GridRun) -> None:
+    """Free what a finished run does not need any more: training states, and second copies of its model."""
+    system = run.folder / "systems" / run.recipe.main_system
+    for stage in ("pretrain", "finetune"):
+        shutil.rmtree(system / stage / "checkpoints", ignore_errors=True)
+    model = run.folder / "model"
+    final = system / ("finetuned" if run.recipe.finetune is not None else "pretrained")
+    for path in final.glob("*.safetensors") if model.is_dir() else ():
+        if (model / path.name).exists():
+            link_file(path, model / path.name)

@@ -1,0 +1,240 @@
+"""Finished runs of an experiment -> `results.json`: scores over seeds, paired differences, controls, floors, costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from enc2gen import __version__
+from enc2gen.errors import CheckpointError
+from enc2gen.evaluation.metrics import METRICS
+from enc2gen.experiments.findings import source_reading
+from enc2gen.experiments.grid.denoising import denoising
+from enc2gen.experiments.grid.learning import MEAN, Losses, panels, speed, stage_folders
+from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.grid.scoring import Finished, Sentence, scores_and_differences, shared_languages
+from enc2gen.experiments.recipe import FLOORS
+from enc2gen.experiments.workspace import machine
+from enc2gen.models.swcm.report import REPORT_FILE
+
+HEADLINE = "chrf++"
+"""The metric of comparisons where an experiment names none."""
+
+
+def collect(
+    experiment: Mapping[str, Any],
+    runs: Sequence[GridRun],
+    *,
+    scale: str | None = None,
+    seeds: Sequence[int] = (),
+    command: str = "",
+    core_seconds: Mapping[str, float] | None = None,
+    search: Mapping[str, Any] | None = None,
+    failed: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What an experiment has shown so far, JSON-able; runs that are not finished are listed under `failed`.
+
+    Args:
+        experiment: its resolved definition; `reference`, `headline`, `published` and the
+            variants' labels are read.
+        runs: all runs of the grid, whether carried out or not; those of the search count for nothing here.
+        scale, seeds, command: recorded as they are.
+        core_seconds: name of a run -> seconds of processor time that it took.
+        search: variant -> searched setting -> value -> development score, and `chosen`: setting -> value.
+        failed: runs that failed, each with `run`, `cell`, `seed` and `reason`.
+
+    Raises:
+        CheckpointError: a file of a finished run is damaged.
+        ConfigError: runs of one cell were scored with different settings.
+    """
+    done = _finished(runs)
+    curves = panels([run for run in runs if run.kind != "search"])
+    reference, headline = str(experiment["reference"]), str(experiment.get("headline", HEADLINE))
+    scores, differences = scores_and_differences(done, headline, reference)
+    spent = core_seconds or {}
+    return {
+        "experiment": dict(experiment),
+        "headline": headline,
+        "scale": scale,
+        "seeds": list(seeds),
+        "enc2gen": __version__,
+        "machine": {**machine(), "cores": os.cpu_count()},
+        "command": command,
+        **_of_cells(done, experiment, spent),
+        "cells": scores,
+        "paired": differences,
+        "denoising": denoising(done, reference),
+        "core_seconds": sum(spent.values()),
+        "curves": _thin(curves),
+        "speed": speed(curves, reference),
+        "search": dict(search or {}),
+        "failed": _failed(runs, done, failed),
+        "published": experiment.get("published"),
+    }
+
+
+def _of_cells(
+    done: Mapping[str, Sequence[Finished]], experiment: Mapping[str, Any], spent: Mapping[str, float]
+) -> dict[str, Any]:
+    """What is told of each cell beside its scores."""
+    return {
+        "grid": {cell: _place([one.run for one in found], experiment) for cell, found in done.items()},
+        "higher_is_better": {name: METRICS.get(name).higher_is_better for name in _metric_names(done)},
+        "controls": {cell: _controls(found) for cell, found in done.items()},
+        "floors": _floors(done),
+        "costs": {cell: _costs([one.run for one in found], spent) for cell, found in done.items()},
+    }
+
+
+def _finished(runs: Sequence[GridRun]) -> dict[str, list[Finished]]:
+    """Cell -> its evaluated runs, in the order of the grid."""
+    done: dict[str, list[Finished]] = {}
+    for run in runs:
+        if run.kind == "task" and (finished := read_finished(run)) is not None:
+            done.setdefault(run.cell, []).append(finished)
+    return done
+
+
+def read_finished(run: GridRun) -> Finished | None:
+    """What an evaluated run left; None if it is not finished.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    path = run.folder / "metrics.json"
+    outputs = run.folder / "systems" / run.recipe.main_system / "hypotheses.jsonl"
+    if not path.exists() or not outputs.exists():
+        return None
+    found: dict[str, list[tuple[Sentence, str]]] = {}
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        for line in filter(str.strip, outputs.read_text(encoding="utf-8").split("\n")):
+            row = json.loads(line)
+            sentence = (row["source"], tuple(row["references"]))
+            found.setdefault(row["language"], []).append((sentence, row["hypothesis"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"a run of the experiment is damaged ({type(error).__name__}: {error})",
+            where=str(run.folder),
+            remedy="remove this folder and start the experiment again: it is the only run that is repeated",
+        ) from error
+    return Finished(run, metrics, found)
+
+
+def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a cell lies in the grid, and the folders of its runs by seed."""
+    run = runs[0]
+    own = experiment.get("variants", {}).get(run.variant) or {}
+    return {
+        "variant": run.variant,
+        "label": own.get("label") or run.variant,
+        "task": run.task,
+        "size": run.size,
+        "runs": {str(one.seed): one.folder.as_posix() for one in runs},
+    }
+
+
+def _metric_names(done: Mapping[str, Sequence[Finished]]) -> list[str]:
+    lists = [one.run.recipe.evaluate.metrics for found in done.values() for one in found]
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+# Controls, floors, costs
+
+
+def _controls(found: Sequence[Finished]) -> dict[str, Any]:
+    """Language -> means over seeds of the source-use controls, and how many seeds are shown to use their source."""
+    controls: dict[str, Any] = {}
+    for language in shared_languages(found):
+        uses = [one.metrics["source_use"][one.run.recipe.main_system].get(language) for one in found]
+        if not all(uses):
+            continue
+        readings = [source_reading(one.metrics, one.run.recipe.main_system, language) for one in found]
+        controls[language] = {
+            **{key: _mean(use[key] for use in uses) for key in ("loss", "shuffled_loss", "gain", "distinct_outputs")},
+            "permuted_chrf": _mean(use["permuted_chrf++"]["value"] for use in uses),
+            "outputs": uses[0]["outputs"],
+            "gain_seeds": {str(one.run.seed): use["gain"] for one, use in zip(found, uses, strict=True)},
+            "reading_seeds": readings.count("yes") if "not measured" not in readings else None,
+            "of_seeds": len(found),
+        }
+    return controls
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _floors(done: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
+    """Task -> model-free system -> language -> metric -> score, of the first finished run of the task.
+
+    Neither depends on the system or on the amount of training data, and the test set is the same for all seeds.
+    """
+    floors: dict[str, Any] = {}
+    for found in done.values():
+        measured = {name: found[0].metrics["systems"][name] for name in FLOORS if name in found[0].metrics["systems"]}
+        floors.setdefault(str(found[0].run.task), measured)
+    return floors
+
+
+def _costs(runs: Sequence[GridRun], spent: Mapping[str, float]) -> dict[str, Any]:
+    """What one seed of a cell cost on average, the pretraining that it started from included."""
+    chains = [_chain(run) for run in runs]
+    trained = [[result for run in chain for result in _training(run)] for chain in chains]
+    # A run that took over equal training did not pay for it, but its model costs that much.
+    timed = [sum(spent.get(one.name, 0.0) for run in chain for one in _payers(run)) for chain in chains]
+    return {
+        "tokens": _mean(sum(result["tokens"] for result in results) for results in trained),
+        "steps": _mean(sum(result["steps"] for result in results) for results in trained),
+        "core_seconds": _mean(timed) if all(timed) else None,
+        "parameters": next((count for chain in chains for run in chain if (count := _parameters(run))), None),
+    }
+
+
+def _chain(run: GridRun) -> list[GridRun]:
+    """A run and those whose model it goes on from."""
+    return [run, *(_chain(run.start) if run.start is not None else ())]
+
+
+def _payers(run: GridRun) -> list[GridRun]:
+    return [run, *(_payers(run.same_training) if run.same_training is not None else ())]
+
+
+def _training(run: GridRun) -> list[Any]:
+    """Results of the training stages that were carried out."""
+    paths = [folder / "result.json" for _, folder in stage_folders(run)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def _parameters(run: GridRun) -> int | None:
+    path = run.folder / "systems" / run.recipe.main_system / "initial" / REPORT_FILE
+    return int(json.loads(path.read_text(encoding="utf-8"))["parameters"]) if path.exists() else None
+
+
+def _thin(curves: Mapping[str, Mapping[str, Mapping[int, Losses]]]) -> dict[str, Any]:
+    """Panel -> variant -> seed -> [tokens, mean validation loss] points."""
+    return {
+        panel: {
+            variant: {
+                str(seed): [[tokens, loss.get(MEAN)] for tokens, loss in losses] for seed, losses in seeds.items()
+            }
+            for variant, seeds in variants.items()
+        }
+        for panel, variants in curves.items()
+    }
+
+
+def _failed(
+    runs: Sequence[GridRun], done: Mapping[str, Sequence[Finished]], failed: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The runs that failed, then those that are not finished for another reason."""
+    listed = [dict(entry) for entry in failed]
+    known = {entry["run"] for entry in listed} | {one.run.name for found in done.values() for one in found}
+    for run in runs:
+        if run.kind == "task" and run.name not in known:
+            listed.append({"run": run.name, "cell": run.cell, "seed": run.seed, "reason": "not finished"})
+    return listed

@@ -1,0 +1,131 @@
+"""Carry out an experiment: search, runs, statistics, report; whatever is finished is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enc2gen.errors import OutputError
+from enc2gen.experiments.grid.definition import Experiment
+from enc2gen.experiments.grid.engines import RUNNERS
+from enc2gen.experiments.grid.execution import Execution, Failure
+from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.grid.planning import Planner, Settings
+from enc2gen.experiments.grid.records import RunRecord
+from enc2gen.experiments.grid.report import write_report
+from enc2gen.experiments.grid.results import collect
+from enc2gen.experiments.grid.searching import choose, first_values
+from enc2gen.experiments.workspace import Workspace
+from enc2gen.training.runtime import locked_folder
+
+DEFINITION = "experiment.yaml"
+RESULTS = "results.json"
+
+
+@dataclass
+class ExperimentRun:
+    """One experiment in its folder.
+
+    Args:
+        planner: of its runs.
+        scale: that it is carried out at; recorded.
+        command: that started it; recorded.
+        store: folder of what runs share.
+        log: told one line at a time.
+    """
+
+    planner: Planner
+    scale: str | None
+    command: str
+    store: Path
+    log: Callable[[str], None]
+    failed: list[Failure] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the experiment."""
+        return self.planner.folder
+
+    def run(self, *, engine: str = "local", jobs: int | None = None, overwrite: bool = False) -> Path:
+        """Carry out what is not finished, then write results and report; returns the path of report.html.
+
+        Args:
+            engine, jobs: where, and how many runs at once (None: one per GPU, or else per core).
+            overwrite: replace training that was done with other data.
+
+        Raises:
+            Interrupted: everything is saved; another call goes on.
+            OutputError: the folder is something else, in use, or cannot be written.
+            ConfigError: a run would not be valid, or the engine is unknown.
+        """
+        runner_class = RUNNERS.get(engine, where="--engine")
+        searches = self.planner.searches()
+        self.planner.runs(first_values(self.planner))  # mistakes in a recipe are found before anything is started
+        with self._held(), runner_class(jobs, self.folder) as runner:
+            execution = Execution(runner, self.store, self.log, overwrite=overwrite)
+            if searches:
+                self.log(f"search: {sum(run.kind == 'search' for run in searches)} runs")
+                self.failed += execution.carry_out(searches)
+            chosen, table = choose(self.planner, searches)
+            runs = self.planner.runs(chosen)
+            self.failed += [failure for failure in execution.carry_out(runs) if failure not in self.failed]
+            return self._write(runs, searches, table)
+
+    def report(self) -> Path:
+        """Write results and report of what is finished; carries out nothing. Raises as :meth:`run`."""
+        searches = self.planner.searches()
+        chosen, table = choose(self.planner, searches)
+        with self._held():
+            return self._write(self.planner.runs(chosen), searches, table)
+
+    def _held(self) -> Any:
+        """Check that the folder is this experiment's, note its definition there, and lock it."""
+        marker = self.folder / DEFINITION
+        if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()) and not marker.exists()):
+            raise OutputError(
+                "the output folder exists and is not an experiment of enc2gen",
+                where=str(self.folder),
+                remedy="choose another folder with --output, or move this one away",
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            marker.write_text(
+                yaml.safe_dump(resolved(self.planner.experiment), sort_keys=False, allow_unicode=True),
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise OutputError(
+                f"cannot write: {error.strerror}", where=str(self.folder), remedy="check space and rights"
+            ) from error
+        return locked_folder(self.folder)
+
+    def _write(self, runs: Sequence[GridRun], searches: Sequence[GridRun], table: Mapping[str, Any]) -> Path:
+        experiment = self.planner.experiment
+        results = collect(
+            resolved(experiment),
+            runs,
+            scale=self.scale or "",
+            seeds=experiment.seeds,
+            command=self.command,
+            core_seconds={run.name: RunRecord(run).core_seconds for run in [*searches, *runs]},
+            search=table,
+            failed=[failure.to_json() for failure in self.failed],
+        )
+        Workspace.write_json(self.folder / RESULTS, results)
+        return write_report(results, self.folder)
+
+
+def resolved(experiment: Experiment) -> dict[str, Any]:
+    """The definition with its factors multiplied out into variants, JSON-able; a definition again."""
+    variants = {name: variant.model_dump(mode="json") for name, variant in experiment.all_variants.items()}
+    return experiment.model_dump(mode="json", exclude={"factors"}) | {"variants": variants}
+
+
+def counted(planner: Planner) -> tuple[list[GridRun], list[GridRun], dict[str, Settings]]:
+    """The runs of the search, all other runs with the first value of each searched setting, and those values."""
+    searches, chosen = planner.searches(), first_values(planner)
+    return searches, planner.runs(chosen), chosen

@@ -1,0 +1,167 @@
+"""Which examples are read, trained on, validated and measured: limits, vocabulary-only data, the split to score."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from enc2gen.errors import DataError
+from enc2gen.experiments.evaluate import evaluation_sets
+from enc2gen.experiments.prepare import PreparedData, fingerprint
+from enc2gen.experiments.recipe import Recipe, load_recipe
+from enc2gen.experiments.run import Run
+from test_run import recipe_content, write_pairs
+
+Row = tuple[str, str, str]
+
+
+@pytest.fixture
+def content(tmp_path: Path, encoder_folder: Path) -> dict[str, Any]:
+    write_pairs(tmp_path / "pairs.tsv")
+    return recipe_content(tmp_path, encoder_folder)
+
+
+def load(tmp_path: Path, content: dict[str, Any], output: str = "run") -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**content, "output": str(tmp_path / output)}), encoding="utf-8")
+    return load_recipe(path)
+
+
+def run(tmp_path: Path, content: dict[str, Any], *stages: str, output: str = "run") -> Run:
+    made = Run(load(tmp_path, content, output), Console(quiet=True))
+    made.run(stages)
+    return made
+
+
+def rows(made: Run, split: str) -> list[Row]:
+    table = PreparedData(made.workspace.data).examples(split)
+    return [(row["source"], row["target"], row["target_language"]) for row in table]
+
+
+def test_train_limit_is_per_direction_nested_and_leaves_the_rest_whole(tmp_path: Path, content: dict[str, Any]) -> None:
+    dataset = content["data"]["datasets"][0]
+    dataset["fields"]["directions"] = "both"
+    content["languages"] = ["kk", "en"]
+    whole = run(tmp_path, content, "prepare", output="whole")
+    dataset["train_limit"] = 60
+    larger = run(tmp_path, content, "prepare", output="larger")
+    dataset["train_limit"] = 25
+    smaller = run(tmp_path, content, "prepare", output="smaller")
+
+    assert Counter(language for *_, language in rows(smaller, "train")) == {"kk": 25, "en": 25}
+    assert Counter(language for *_, language in rows(larger, "train")) == {"kk": 60, "en": 60}
+    assert set(rows(smaller, "train")) < set(rows(larger, "train")) < set(rows(whole, "train"))
+    into_kk = {(source, target) for source, target, language in rows(smaller, "train") if language == "kk"}
+    into_en = {(target, source) for source, target, language in rows(smaller, "train") if language == "en"}
+    assert into_kk == into_en, "both directions are of the same pairs"
+    assert rows(smaller, "dev") == rows(whole, "dev") and rows(smaller, "test") == rows(whole, "test")
+    first = rows(whole, "train")[: len(rows(smaller, "train"))]
+    assert rows(smaller, "train") != first, "chosen at random, not the first ones"
+    order = [row for row in rows(whole, "train") if row in set(rows(smaller, "train"))]
+    assert rows(smaller, "train") == order
+
+
+def test_a_limit_above_what_there_is_changes_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    whole = run(tmp_path, content, "prepare", output="whole")
+    content["data"]["datasets"][0]["train_limit"] = 10_000
+    assert rows(run(tmp_path, content, "prepare", output="limited"), "train") == rows(whole, "train")
+
+
+def test_dev_limit(tmp_path: Path, content: dict[str, Any]) -> None:
+    whole = run(tmp_path, content, "prepare", output="whole")
+    content["data"]["datasets"][0]["dev_limit"] = 4
+    limited = run(tmp_path, content, "prepare", output="limited")
+    assert len(rows(limited, "dev")) == 4 < len(rows(whole, "dev"))
+    assert set(rows(limited, "dev")) < set(rows(whole, "dev"))
+    assert rows(limited, "train") == rows(whole, "train") and rows(limited, "test") == rows(whole, "test")
+
+
+def test_data_without_a_stage_give_their_vocabulary_and_languages_only(tmp_path: Path, content: dict[str, Any]) -> None:
+    other = tmp_path / "other.tsv"
+    letters = "qwertyuiop"
+    lines = [f"{letters[index // 10]}{letters[index % 10]}\t{'ө' * (1 + index % 3)}{index}" for index in range(100)]
+    other.write_text("en\tmn\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    fields = {"source": "en", "target": "mn", "source_language": "en", "target_language": "mn"}
+    content["data"]["datasets"].append({"path": str(other), "fields": fields, "stages": []})
+    content["languages"] = ["kk", "mn"]
+    del content["systems"]["random_decoder"], content["finetune"]
+    made = run(tmp_path, content, "pretrain")
+
+    for split in ("dev", "test"):
+        assert {language for *_, language in rows(made, split)} == {"kk"}
+    summary = made.workspace.read_json(made.workspace.data / "summary.json")
+    assert "mn" in summary["languages"] and 60 < summary["counts"]["vocabulary"]["mn"] < 95
+    assert summary["counts"]["train"].keys() == {"kk"}
+    assert {row["target_language"] for row in PreparedData(made.workspace.data).trained()} == {"kk"}
+    pieces = json.loads((made.workspace.encoder("shared", "tokenizer") / "tokenizer.json").read_text(encoding="utf-8"))
+    assert any("ө" in piece for piece in made_vocabulary(pieces))
+    config = json.loads(made.workspace.system("shared", "pretrained", "config.json").read_text(encoding="utf-8"))
+    assert "mn" in config["languages"]
+    validation = made.workspace.read_json(made.workspace.system("shared", "pretrain", "result.json"))
+    assert validation["best_loss"] is not None
+    assert {test.language for test in evaluation_sets(made.recipe, made.workspace)} == {"kk"}
+
+
+def made_vocabulary(tokenizer: dict[str, Any]) -> list[str]:
+    vocabulary = tokenizer["model"]["vocab"]
+    return [entry[0] for entry in vocabulary] if isinstance(vocabulary, list) else list(vocabulary)
+
+
+def test_a_run_of_plain_text_only_trains_but_has_nothing_to_measure(tmp_path: Path, content: dict[str, Any]) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"абв гд {index}" for index in range(60)), encoding="utf-8")
+    content["data"]["datasets"][0]["stages"] = []
+    content["data"]["monolingual"] = [{"path": str(texts), "language": "kk"}]
+    content["data"]["denoise_targets"] = False
+    del content["systems"]["random_decoder"], content["finetune"]
+    made = run(tmp_path, content, "pretrain")
+    assert made.workspace.system("shared", "pretrained", "model.safetensors").exists()
+    with pytest.raises(DataError, match="no test examples in kk"):
+        evaluation_sets(made.recipe, made.workspace)
+
+
+def test_outputs_are_written_for_the_split_that_is_asked_for(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["systems"]["random_decoder"], content["finetune"]
+    content["evaluate"] |= {"split": "dev", "limit": 5}
+    made = run(tmp_path, content, "evaluate")
+    written = made.workspace.read_lines(made.workspace.system("shared", "hypotheses.jsonl"))
+    assert [line["source"] for line in written] == [source for source, *_ in rows(made, "dev")][:5]
+
+    content["evaluate"]["split"] = "test"
+    again = run(tmp_path, content, "evaluate")
+    written = again.workspace.read_lines(again.workspace.system("shared", "hypotheses.jsonl"))
+    assert [line["source"] for line in written] == [source for source, *_ in rows(made, "test")][:5]
+    assert again.keys["pretrain-shared"] == made.keys["pretrain-shared"]
+
+
+def test_keys_of_stages_change_only_with_what_they_depend_on(tmp_path: Path, content: dict[str, Any]) -> None:
+    recipe = load(tmp_path, content)
+    old = recipe.data.model_dump(mode="json")
+    for name in ("licence", "train_limit", "dev_limit"):
+        del old["datasets"][0][name]
+    assert recipe.data.identity() == old, "data of settings from before these fields are still good"
+    content["data"]["datasets"][0]["licence"] = "CC BY 4.0"
+    assert load(tmp_path, content).data.identity() == old
+    content["data"]["datasets"][0]["train_limit"] = 7
+    assert load(tmp_path, content).data.identity() != old
+    assert "split" not in recipe.evaluate.identity()
+    content["evaluate"]["split"] = "dev"
+    assert load(tmp_path, content).evaluate.identity()["split"] == "dev"
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.tsv"
+    corpus.write_text("one", encoding="utf-8")
+    first = fingerprint(str(corpus))
+    os.utime(corpus, ns=(1, 1))
+    assert fingerprint(str(corpus)) == first == fingerprint(str(tmp_path))
+    corpus.write_text("two", encoding="utf-8")
+    os.utime(corpus, ns=(2, 2))
+    assert fingerprint(str(corpus)) != first

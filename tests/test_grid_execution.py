@@ -1,0 +1,243 @@
+"""Carrying runs out: real processes, what a failure and Ctrl-C leave behind, what is shared and what is repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enc2gen.errors import Interrupted, OutputError
+from enc2gen.experiments.grid.definition import load_experiment
+from enc2gen.experiments.grid.engines import Command, LocalRunner, Outcome, RayRunner, Runner
+from enc2gen.experiments.grid.execution import Execution, tail
+from enc2gen.experiments.grid.planning import Planner
+from enc2gen.experiments.grid.records import RunRecord
+from enc2gen.experiments.grid.run import ExperimentRun
+from enc2gen.experiments.store import Store, link_file
+from grid_toys import InProcess, definition, write_definition, write_pairs
+
+BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+SAVES = """
+import signal, sys, time
+def save(*_):
+    print("saved"); sys.exit(130)
+signal.signal(signal.SIGINT, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def python(folder: Path, name: str, code: str) -> Command:
+    return Command(("-c", code), folder / f"{name}.txt", {"GIVEN": "yes"})
+
+
+def wait_for(runner: Runner, count: int) -> dict[str, Outcome]:
+    ended: dict[str, Outcome] = {}
+    limit = time.monotonic() + 30
+    while len(ended) < count and time.monotonic() < limit:
+        ended.update(runner.ended())
+        time.sleep(0.02)
+    return ended
+
+
+def test_processes_are_timed_and_their_ends_told_apart(tmp_path: Path) -> None:
+    with LocalRunner(3, tmp_path) as runner:
+        runner.start("busy", python(tmp_path, "busy", BUSY))
+        runner.start("wrong", python(tmp_path, "wrong", "import os, sys; print(os.environ['GIVEN']); sys.exit(3)"))
+        runner.start("killed", python(tmp_path, "killed", "import os; os.kill(os.getpid(), 9)"))
+        ended = wait_for(runner, 3)
+    assert {name: outcome.status for name, outcome in ended.items()} == {"busy": 0, "wrong": 3, "killed": -9}
+    assert 0.4 <= ended["busy"].core_seconds < 2 and ended["busy"].wall_seconds >= ended["busy"].core_seconds * 0.9
+    assert ended["wrong"].core_seconds < 0.4
+    assert (tmp_path / "wrong.txt").read_text() == "yes\n"
+
+
+def test_interrupted_processes_save_and_abandoned_ones_end(tmp_path: Path) -> None:
+    with LocalRunner(2, tmp_path) as runner:
+        runner.start("a", python(tmp_path, "a", SAVES))
+        while "ready" not in (tmp_path / "a.txt").read_text():
+            time.sleep(0.02)
+        runner.interrupt()
+        assert wait_for(runner, 1)["a"].status == 130
+        runner.start("b", python(tmp_path, "b", "import os; print(os.getpid(), flush=True)\n" + SAVES))
+        while "ready" not in (tmp_path / "b.txt").read_text():
+            time.sleep(0.02)
+    assert (tmp_path / "a.txt").read_text() == "ready\nsaved\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "b.txt").read_text().split()[0]), 0)
+
+
+def test_a_cluster_carries_out_and_interrupts_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with RayRunner(2, tmp_path) as runner:
+        runner.start("wrong", python(Path(), "wrong", "import os, sys; print(os.environ['GIVEN']); sys.exit(3)"))
+        runner.start("saves", python(Path(), "saves", SAVES))
+        ended = wait_for(runner, 1)
+        while not (tmp_path / "saves.txt").exists() or "ready" not in (tmp_path / "saves.txt").read_text():
+            time.sleep(0.05)
+        runner.interrupt()
+        ended |= wait_for(runner, 1)
+    assert {name: outcome.status for name, outcome in ended.items()} == {"wrong": 3, "saves": 130}
+    assert ended["wrong"].core_seconds > 0
+    assert (tmp_path / "wrong.txt").read_text() == "yes\n" and (tmp_path / "saves.txt").read_text() == "ready\nsaved\n"
+    assert not (tmp_path / "stop").exists()
+
+
+def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("enc2gen.experiments.grid.engines.available_cores", lambda: 8)
+    shown = "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['CUDA_VISIBLE_DEVICES'])"
+    with LocalRunner(None, tmp_path) as runner:
+        assert runner.slots == 2
+        for name in ("a", "b"):
+            runner.start(name, python(tmp_path, name, shown))
+        wait_for(runner, 2)
+    assert {(tmp_path / f"{name}.txt").read_text() for name in ("a", "b")} == {"4 4\n", "4 7\n"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert LocalRunner(None, tmp_path).slots == 8
+
+
+class Pretend(InProcess):
+    """Finishes runs without doing anything."""
+
+    slots = 2
+
+    def start(self, name: str, command: Command) -> None:
+        assert (command.log.parent / "recipe.yaml").exists()
+        self.started.append(name)
+        status = 1 if any(part in name for part in self.broken) else 0
+        with command.log.open("a") as log:
+            log.write("" if status == 0 else "Loading\nerror: no such corpus\n  remedy: name another\n")
+        self._ended.append((name, Outcome(status, 1.5, 2.0)))
+
+
+def planned(tmp_path: Path, **changes: Any) -> Planner:
+    write_pairs(tmp_path / "pairs.tsv")
+    path = write_definition(tmp_path / "toy.yaml", definition(Path("encoder"), **changes))
+    return Planner(load_experiment(str(path))[0], tmp_path / "out", tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enc2gen.experiments.grid.execution.POLL_SECONDS", 0.01)
+
+
+def execution(runner: InProcess, tmp_path: Path) -> Execution:
+    return Execution(runner, tmp_path / "store", lambda line: None)
+
+
+def test_a_failure_takes_along_only_what_starts_from_it_and_is_repeated_alone(tmp_path: Path) -> None:
+    runs = planned(tmp_path).runs({})
+    first = Pretend(broken=("random-pretraining",))
+    failed = execution(first, tmp_path).carry_out(runs)
+    assert [(f.run.variant, f.run.kind, f.status) for f in failed] == [
+        ("random", "pretrain", 1),
+        ("random", "task", None),
+    ]
+    assert failed[0].tail == "Loading\nerror: no such corpus\n  remedy: name another"
+    assert len(first.started) == 3
+    again = Pretend()
+    assert execution(again, tmp_path).carry_out(runs) == []
+    assert again.started == [runs[2].name, runs[3].name]
+    assert RunRecord(runs[2]).core_seconds == 3.0  # two attempts
+    third = Pretend()
+    assert execution(third, tmp_path).carry_out(runs) == [] and third.started == []
+
+
+def test_changed_data_is_worked_on_again(tmp_path: Path) -> None:
+    runs = planned(tmp_path).runs({})
+    execution(Pretend(), tmp_path).carry_out(runs)
+    write_pairs(tmp_path / "pairs.tsv", 161)
+    again = Pretend()
+    execution(again, tmp_path).carry_out(runs)
+    assert len(again.started) == 4
+
+
+def test_ctrl_c_lets_runs_save_starts_no_more_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    class Slow(Pretend):
+        slots = 1
+
+        def ended(self) -> Iterator[tuple[str, Outcome]]:
+            if not self.interrupted:
+                return
+            for name, outcome in super().ended():
+                yield name, Outcome(130, outcome.core_seconds, outcome.wall_seconds)
+
+    runs, runner = planned(tmp_path).runs({}), Slow()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(Interrupted):
+        execution(runner, tmp_path).carry_out(runs)
+    assert runner.interrupted and runner.started == [runs[0].name]
+    again = Pretend()
+    assert execution(again, tmp_path).carry_out(runs) == [] and len(again.started) == 4
+
+
+def test_the_end_of_a_log_is_that_of_the_last_attempt(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("$ enc2gen run a\nold\n$ enc2gen run a\n" + "".join(f"line {n}\n\n" for n in range(20)))
+    assert tail(log).split("\n") == [f"line {n}" for n in range(8, 20)]
+    assert tail(tmp_path / "missing.txt") == ""
+
+
+def test_the_store_makes_an_entry_once_even_if_two_ask_at_once(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def ask(name: str) -> None:
+        target = tmp_path / name
+
+        def work() -> None:
+            time.sleep(0.3)
+            (target / "cache").mkdir(parents=True)
+            (target / "made.txt").write_text(name)
+            made.append(name)
+
+        Store(tmp_path / "store").obtain("key", target, work)
+
+    both = [threading.Thread(target=ask, args=(name,)) for name in ("a", "b")]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    (maker,) = made
+    other = "b" if maker == "a" else "a"
+    assert (tmp_path / other / "made.txt").samefile(tmp_path / maker / "made.txt")
+    assert not (tmp_path / other / "cache").exists()
+
+
+def test_work_that_fails_leaves_no_entry(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def broken() -> None:
+        (tmp_path / "a").mkdir()
+        raise OutputError("no space")
+
+    with pytest.raises(OutputError):
+        store.obtain("key", tmp_path / "a", broken)
+    store.obtain("key", tmp_path / "b", lambda: (tmp_path / "b").mkdir())
+    assert (tmp_path / "b").is_dir()
+
+
+def test_files_are_copied_where_links_are_not_possible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_text("text")
+    link_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "text" and not (tmp_path / "a").samefile(tmp_path / "b")
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not an experiment"):
+        ExperimentRun(planned(tmp_path), None, "", tmp_path / "store", print).report()

@@ -1,0 +1,332 @@
+"""Results and report of an experiment: true of the runs' outputs, from results.json alone, safe with any text."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sacrebleu.metrics import CHRF
+
+from enc2gen.errors import CheckpointError
+from enc2gen.experiments.grid.learning import MEAN, read_losses, speed, tokens_to_reach
+from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.grid.plots import draw_curves, draw_scores, draw_sizes
+from enc2gen.experiments.grid.report import print_results, write_report
+from enc2gen.experiments.grid.results import collect
+from enc2gen.experiments.grid.tables import caution, findings, result_tables
+from enc2gen.experiments.recipe import Recipe
+
+WORDS = [f"сөз{index}" for index in range(60)]
+SENTENCES = 25
+DATASET = {
+    "path": "pairs.tsv",
+    "fields": {"source": "en", "target": "kk", "source_language": "en", "target_language": "kk"},
+}
+EXPERIMENT: dict[str, Any] = {
+    "name": "sharing",
+    "question": "Does sharing help?",
+    "description": "One against the other.",
+    "source": "arXiv 2502.10852, Table 3",
+    "reference": "full",
+    "headline": "chrf++",
+    "variants": {"full": {}, "none": {}},
+}
+
+
+def score(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 1, "high": value + 1, "n": SENTENCES, "signature": "nrefs:1"}
+
+
+def outputs(seed: int, noise: float, language: str) -> list[dict[str, Any]]:
+    """Test sentences, the same for all, with hypotheses that lose a share `noise` of the references' words."""
+    same, rng = np.random.default_rng(9), np.random.default_rng([seed, int(1000 * noise)])
+    rows = []
+    for number in range(SENTENCES):
+        words = list(same.choice(WORDS, size=6))
+        written = [str(rng.choice(WORDS)) if rng.random() < noise else word for word in words]
+        text, hypothesis = " ".join(words), " ".join(written)
+        rows.append({"language": language, "source": f"s{number}", "references": [text], "hypothesis": hypothesis})
+    return rows
+
+
+def a_run(
+    root: Path, variant: str, seed: int, noise: float, *, size: int | None = None, tokens: int = 4000, **more: Any
+) -> GridRun:
+    """A finished run of a variant, as files; `noise` decides its score, `tokens` how long it took."""
+    name = "-".join([variant, *([str(size)] if size else []), f"seed{seed}"])
+    folder = root / "runs" / name
+    recipe = Recipe(
+        name=name, seed=seed, output=str(folder), languages=["kk", "ug"],
+        encoder={"name": "embedded:multilingual-e5-small"}, data={"datasets": [DATASET]}, systems={variant: {}},
+        finetune={"training": {"max_steps": 20}}, evaluate={"metrics": ["chrf++", "exact-match"], "resamples": 200},
+    )  # fmt: skip
+    system = folder / "systems" / variant
+    (system / "finetune").mkdir(parents=True)
+    (system / "initial").mkdir()
+    rows = [row for language in ("kk", "ug") for row in outputs(seed, noise, language)]
+    (system / "hypotheses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (system / "initial" / "init_report.json").write_text(json.dumps({"parameters": 1234}))
+    (system / "finetune" / "result.json").write_text(json.dumps({"tokens": tokens, "steps": 20}))
+    records: list[dict[str, Any]] = []
+    for step in (5, 10, 15, 20):
+        loss = 5 - step / 10 + noise
+        records.append({"kind": "train", "step": step, "tokens": tokens * step // 20, "loss": 1.0})
+        records.append({"kind": "validation", "step": step, "losses": {"kk": loss, "ug": loss + 1}, "mean": loss + 0.5})
+    (system / "finetune" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    use = {"loss": 2.0, "shuffled_loss": 3.0 + seed, "gain": 1.0 + seed, "distinct_outputs": 20 + seed, "outputs": 25}
+    metrics = {
+        "systems": {
+            variant: {tag: {"chrf++": score(50.0)} for tag in ("kk", "ug")},
+            "copy_source": {tag: {"chrf++": score(3.0)} for tag in ("kk", "ug")},
+            "best_constant": {tag: {"chrf++": score(9.0), "text": "сөз"} for tag in ("kk", "ug")},
+        },
+        "source_use": {variant: {tag: {**use, "permuted_chrf++": score(5.0)} for tag in ("kk", "ug")}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    cell = f"{variant}/{size}" if size else variant
+    return GridRun(cell, variant, "task", size, seed, folder, recipe, "task", **more)
+
+
+def some_runs(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> list[GridRun]:
+    return [a_run(root, name, seed, noise) for name, noise in (("full", 0.2), ("none", 0.6)) for seed in seeds]
+
+
+def some_results(root: Path, seeds: tuple[int, ...] = (0, 1, 2), **changes: Any) -> dict[str, Any]:
+    runs = some_runs(root, seeds)
+    results = collect(EXPERIMENT | changes, runs, scale="tiny", seeds=seeds, command="enc2gen experiment sharing")
+    again: dict[str, Any] = json.loads(json.dumps(results))
+    return again
+
+
+def chrf(seed: int, noise: float) -> float:
+    rows = outputs(seed, noise, "kk")
+    references = [[row["references"][0] for row in rows]]
+    return float(CHRF(word_order=2).corpus_score([row["hypothesis"] for row in rows], references).score)
+
+
+def table(results: dict[str, Any], title: str) -> dict[str, Any]:
+    return next(found for found in result_tables(results) if found["title"] == title)
+
+
+def test_cells_hold_the_mean_over_seeds_and_the_difference_to_the_reference(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    cell = results["cells"]["none"]["kk"]["chrf++"]
+    wanted = {str(seed): chrf(seed, 0.6) for seed in (0, 1, 2)}
+    assert cell["seeds"] == pytest.approx(wanted) and cell["value"] == pytest.approx(np.mean(list(wanted.values())))
+    assert cell["low"] < cell["value"] < cell["high"] and cell["n"] == SENTENCES and "seeds:3" in cell["signature"]
+    pair = results["paired"]["none"]["kk"]
+    assert pair["value"] == pytest.approx(cell["value"] - np.mean([chrf(seed, 0.2) for seed in (0, 1, 2)]))
+    assert pair["high"] < 0 and pair["n"] == SENTENCES and pair["left_out"] == 0 and "full" not in results["paired"]
+    assert results["controls"]["none"]["ug"]["gain"] == pytest.approx(2.0)
+    assert results["controls"]["none"]["ug"]["reading_seeds"] == 3
+    assert results["floors"]["task"]["best_constant"]["kk"]["chrf++"]["value"] == 9.0
+    assert results["grid"]["none"]["runs"]["2"].endswith("runs/none-seed2")
+
+
+def test_costs_hold_the_pretraining_that_was_paid_for(tmp_path: Path) -> None:
+    start = a_run(tmp_path, "start", 0, 0.1, tokens=1000)
+    run = a_run(tmp_path, "full", 0, 0.2, start=start)
+    twin = a_run(tmp_path, "none", 0, 0.2, start=start, same_training=run)
+    spent = {start.name: 10.0, run.name: 5.0, twin.name: 1.0}
+    costs = collect(EXPERIMENT, [run, twin], core_seconds=spent)["costs"]
+    assert costs["full"] == {"tokens": 5000, "steps": 40, "core_seconds": 15.0, "parameters": 1234}
+    assert costs["none"]["core_seconds"] == 16.0, "a model that was taken over costs what its training cost"
+    assert collect(EXPERIMENT, [run])["costs"]["full"]["core_seconds"] is None
+
+
+def test_unfinished_runs_are_told_and_lose_nobody_else(tmp_path: Path) -> None:
+    runs = some_runs(tmp_path)
+    (runs[-1].folder / "metrics.json").unlink()
+    failed = [{"run": "none-seed9", "cell": "none", "seed": 9, "reason": "killed by <signal> 9"}]
+    results = collect(EXPERIMENT, runs, failed=failed)
+    assert [entry["run"] for entry in results["failed"]] == ["none-seed9", "none-seed2"]
+    assert list(results["cells"]["none"]["kk"]["chrf++"]["seeds"]) == ["0", "1"]
+    assert list(results["paired"]["none"]["kk"]["seeds"]) == ["0", "1"], "compared on the seeds that both have"
+    assert "2 to 3 finished seeds" in caution(results)
+    nothing = collect(EXPERIMENT, [], failed=failed)
+    page = write_report(nothing, tmp_path).read_text()
+    assert "killed by &lt;signal&gt; 9" in page and not (tmp_path / "scores.png").exists()
+
+
+def test_other_test_sentences_are_left_out_of_a_comparison(tmp_path: Path) -> None:
+    runs = some_runs(tmp_path, (0,))
+    full, none = (run.folder / "systems" / run.variant / "hypotheses.jsonl" for run in runs)
+    lines = none.read_text().splitlines()
+    none.write_text("\n".join(reversed(lines[3:])) + "\n")  # other order, and three Kazakh sentences fewer
+    lines = full.read_text().splitlines()
+    full.write_text("\n".join(lines[: SENTENCES - 1] + lines[SENTENCES:]) + "\n")  # without the last Kazakh one
+    results = collect(EXPERIMENT, runs)
+    pair = results["paired"]["none"]["kk"]
+    assert (pair["n"], pair["left_out"]) == (SENTENCES - 4, 3)
+    rows = [outputs(0, noise, "kk")[3:-1] for noise in (0.6, 0.2)]
+    own, other = (
+        CHRF(word_order=2).corpus_score([r["hypothesis"] for r in part], [[r["references"][0] for r in part]]).score
+        for part in rows
+    )
+    assert pair["value"] == pytest.approx(own - other)
+    assert results["cells"]["full"]["kk"]["chrf++"]["n"] == SENTENCES - 1
+    assert "leave out up to 3 sentences" in table(results, "Kazakh")["note"]
+    assert "leave out" not in table(results, "Uyghur")["note"]
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    runs = some_runs(tmp_path, (0,))
+    (runs[0].folder / "systems" / "full" / "hypotheses.jsonl").write_text('{"language": "kk"}\n')
+    with pytest.raises(CheckpointError, match=r"(?s)damaged.*full-seed0.*only run that is repeated"):
+        collect(EXPERIMENT, runs)
+
+
+def test_losses_are_read_against_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    train = [{"kind": "train", "step": step, "tokens": tokens} for step, tokens in ((10, 1000), (20, 2200))]
+    found = [{"kind": "validation", "step": step, "losses": {"kk": 1.0}, "mean": 1.0} for step in (5, 15, 20, 24)]
+    path.write_text("\n".join(map(json.dumps, [*train, *found])) + '\n{"kind": "val')
+    assert [tokens for tokens, _ in read_losses(path)] == [500, 1600, 2200, 2200 + 4 * 110]
+    assert read_losses(tmp_path / "missing.jsonl") == []
+
+
+def test_tokens_to_a_loss_are_interpolated_and_never_guessed() -> None:
+    losses = [(100.0, {"kk": 4.0}), (200.0, {"kk": 3.0}), (300.0, {"kk": 3.5}), (400.0, {"kk": 2.0})]
+    assert tokens_to_reach(losses, "kk", 3.25) == 175
+    assert tokens_to_reach(losses, "kk", 2.5) == pytest.approx(300 + 100 * 1.0 / 1.5)
+    assert tokens_to_reach(losses, "kk", 4.5) == 100, "what came before the first validation is not known"
+    assert tokens_to_reach(losses, "kk", 1.9) is None and tokens_to_reach(losses, "ug", 3.0) is None
+    quick = [(tokens / 2, values) for tokens, values in losses]
+    panel = {"full": {0: losses, 1: losses}, "quick": {0: quick, 1: quick}, "slow": {0: losses[:3], 1: losses}}
+    found = speed({"fine-tuning": panel}, "full")["fine-tuning"]
+    assert found["quick"]["kk"] == {"share": 0.5, "seeds": {"0": 0.5, "1": 0.5}}
+    assert found["slow"]["kk"] == {"share": None, "seeds": {"0": None, "1": 1.0}} and "full" not in found
+    assert MEAN not in found["quick"], "the mean over one language says nothing new"
+
+
+def test_findings_say_better_worse_and_undecided_by_the_interval(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    (sentence,) = findings(results)
+    assert re.fullmatch(r"none, against full: worse in Kazakh \(-\d+\.\d \[.*\]\), Uyghur \(.*\)\.", sentence)
+    results["paired"]["none"]["ug"].update(value=-2.0, low=-4.1, high=0.3)
+    assert re.search(r"worse in Kazakh .*; undecided in Uyghur \(-2\.0 \[-4\.1, \+0\.3\]\)\.", findings(results)[0])
+    results["higher_is_better"]["chrf++"] = False  # as of an error rate
+    assert "better in Kazakh" in findings(results)[0]
+    assert "two-level bootstrap" in caution(results) and "Of 2 comparisons, about 0.1" in caution(results)
+
+
+def test_one_seed_is_said_to_be_one_seed(tmp_path: Path) -> None:
+    results = some_results(tmp_path, (4,))
+    assert "One seed: the intervals are over test sentences only" in caution(results)
+    write_report(results, tmp_path)
+    assert "One seed:" in (tmp_path / "report.md").read_text() and "One seed:" in (tmp_path / "report.html").read_text()
+
+
+def test_the_main_table_has_controls_floors_and_costs(tmp_path: Path) -> None:
+    main = table(some_results(tmp_path), "Kazakh")
+    rows = {row[0]: dict(zip(main["header"], row, strict=True)) for row in main["rows"]}
+    assert list(rows) == ["full", "none", "(copied source)", "(best constant string)"]
+    assert rows["full"]["minus full"] == "reference" and rows["none"]["minus full"].startswith("-")
+    assert rows["none"]["gain from the true source"] == "2.00" and rows["none"]["distinct outputs"] == "21 of 25"
+    assert rows["none"]["uses its source"] == "yes" and rows["none"]["tokens"] == "4,000"
+    assert len(rows["none"]["single seeds"].split(", ")) == 3 and rows["(copied source)"]["chrF++"].startswith("3.0 [")
+    assert "Signature: nrefs:1|seeds:3|bs:200" in main["note"]
+
+
+def test_published_figures_stay_in_a_column_of_their_own(tmp_path: Path) -> None:
+    published = {"metric": "ROUGE-L", "note": "Tibetan.", "values": {"full": {"task": 25.7, "reading": 16.4}}}
+    results = some_results(tmp_path, published=published)
+    main = table(results, "Kazakh")
+    assert [row[-1] for row in main["rows"]] == ["25.7", "–", "–", "–"] and main["header"][-1] == "paper (ROUGE-L)"
+    paper = table(results, "The paper's figures")
+    assert paper["rows"] == [["full", "25.7", "16.4"]] and "arXiv 2502.10852" in paper["note"]
+    assert "25.7" not in json.dumps(results["cells"]) and "25.7" not in json.dumps(results["paired"])
+
+
+def test_search_marks_what_was_chosen(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    results["search"] = {"none": {"rate": {"0.0001": 30.0, "0.0003": 33.0}, "chosen": {"rate": 0.0003}}}
+    results["search"]["full"] = {"rate, norm": {"1e-05, pre": None, "1e-05, post": 3.0}}
+    results["search"]["full"]["chosen"] = {"rate": 1e-5, "norm": "post"}
+    marks = [(row[2], row[-1]) for row in table(results, "Search")["rows"]]
+    assert marks == [("0.0001", ""), ("0.0003", "chosen"), ("1e-05, pre", ""), ("1e-05, post", "chosen")]
+
+
+def test_held_out_denoising_is_a_ratio_of_sums_over_seeds(tmp_path: Path) -> None:
+    runs, rng = some_runs(tmp_path), np.random.default_rng(0)
+    tokens, nats = rng.integers(3, 30, size=40), {}
+    for run in runs:
+        extra = 0.5 if run.variant == "none" else 0.0
+        nats[run.name] = tokens * (1.0 + extra + 0.1 * run.seed) + rng.normal(0, 1, size=40)
+        rows = [
+            {"language": "kk", "text": f"t{i}", "nats": nats[run.name][i], "tokens": int(n), "characters": int(3 * n)}
+            for i, n in enumerate(tokens)
+        ]
+        path = run.folder / "systems" / run.variant / "denoising.jsonl"
+        order = rng.permutation(40)
+        path.write_text("".join(json.dumps(rows[place]) + "\n" for place in order))
+    results = collect(EXPERIMENT, runs)
+    entry = results["denoising"]["none"]["kk"]
+    by_seed = [nats[f"none-seed{seed}"].sum() / tokens.sum() for seed in (0, 1, 2)]
+    assert list(entry["nats_per_token"]["seeds"].values()) == pytest.approx(by_seed)
+    assert entry["nats_per_token"]["value"] == pytest.approx(np.mean(by_seed))
+    assert entry["perplexity"]["value"] == pytest.approx(np.mean(np.exp(by_seed)))
+    assert entry["nats_per_character"]["value"] == pytest.approx(np.mean(by_seed) / 3)
+    base = [nats[f"full-seed{seed}"].sum() / tokens.sum() for seed in (0, 1, 2)]
+    pair = entry["paired"]
+    assert pair["value"] == pytest.approx((np.mean(by_seed) - np.mean(base)) / 3) and 0 < pair["low"] < pair["high"]
+    # The seeds differ by more than this, but alike in both variants: draws are paired.
+    assert pair["high"] - pair["low"] < 0.5 * (entry["nats_per_character"]["high"] - entry["nats_per_character"]["low"])
+    rows = table(results, "Held-out denoising")["rows"]
+    assert [row[:2] for row in rows] == [["full", "Kazakh"], ["none", "Kazakh"]] and rows[0][3] == "–"
+    assert "Held-out denoising" not in [found["title"] for found in result_tables(some_results(tmp_path / "without"))]
+
+
+def test_the_report_needs_results_json_only_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    results = some_results(tmp_path, question="Does <b>sharing</b> & co help?")
+    results["grid"]["none"]["label"] = "<script>alert(1)</script> $x|y$"
+    shutil.rmtree(tmp_path / "runs")
+    path = write_report(results, tmp_path)
+    page, text = path.read_text(), (tmp_path / "report.md").read_text()
+    assert "<script" not in page and "Does &lt;b&gt;sharing" in page and page.count("<svg") == 2
+    loaded = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)|url\(([^)#]+)""", page)
+    assert not loaded, "nothing is loaded from elsewhere"
+    assert "![" in text and "(scores.png)" in text and "(curves.png)" in text
+    assert r"&lt;script>alert(1)&lt;/script> $x\|y$" in text
+    assert {path.name for path in tmp_path.glob("*.???")} == {
+        f"{n}.{s}" for n in ("scores", "curves") for s in ("png", "svg")
+    }
+    screen = Console(record=True, width=120, force_terminal=False)
+    print_results(results, screen)
+    shown = screen.export_text()
+    assert "against full: worse" in shown and re.search(r"none +│ Kazakh +│ +\d+\.\d \[", shown)
+
+
+def test_sizes_are_compared_with_the_reference_of_the_same_size(tmp_path: Path) -> None:
+    plan = [("full", 0.2), ("none", 0.6)]
+    runs = [a_run(tmp_path, name, seed, noise + (0.3 if size == 100 else 0), size=size)
+            for name, noise in plan for size in (100, 1000) for seed in (0, 1)]  # fmt: skip
+    results = collect(EXPERIMENT, runs, seeds=[0, 1])
+    assert set(results["paired"]) == {"none/100", "none/1000"}
+    for size in (100, 1000):
+        own, base = (results["cells"][f"{name}/{size}"]["kk"]["chrf++"]["value"] for name in ("none", "full"))
+        assert results["paired"][f"none/{size}"]["kk"]["value"] == pytest.approx(own - base)
+    assert table(results, "100 examples: Kazakh") and table(results, "1,000 examples: Uyghur")
+    write_report(results, tmp_path)
+    assert (tmp_path / "sizes.svg").exists()
+    line = draw_sizes(results).axes[0].containers[0][0]
+    wanted = [results["cells"][f"full/{size}"]["kk"]["chrf++"]["value"] for size in (100, 1000)]
+    assert line.get_ydata() == pytest.approx(wanted) and line.get_xdata() == pytest.approx([100, 1000], rel=0.05)
+    assert draw_scores(results).axes[0].lines[1].get_xdata()[0] == pytest.approx(wanted[1]), "the largest size"
+
+
+def test_curves_are_means_over_seeds_with_their_range(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, "full", seed, 0.2 + 0.1 * seed, tokens=4000 + 400 * seed) for seed in (0, 1, 2)]
+    axis = draw_curves(collect(EXPERIMENT, runs)).axes[0]
+    (line,), (band,) = axis.lines, axis.collections
+    assert line.get_xdata() == pytest.approx([1100, 2200, 3300, 4400])
+    assert line.get_ydata() == pytest.approx([5.3, 4.8, 4.3, 3.8])
+    edge = band.get_paths()[0].vertices
+    assert (edge[:, 1].min(), edge[:, 1].max()) == pytest.approx((3.7, 5.4))
+    assert axis.get_title(loc="left") == "fine-tuning"

@@ -1,0 +1,119 @@
+"""`enc2gen experiment` as a whole, on a tiny encoder: definition, runs, results, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from enc2gen.cli import main
+from enc2gen.experiments.grid.engines import RUNNERS
+from grid_toys import InProcess, definition, stage, write_definition, write_pairs
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """The engine `in-process`."""
+    runner = InProcess()
+    monkeypatch.setitem(RUNNERS._entries, "in-process", lambda jobs, folder: runner)
+    return runner
+
+
+def experiment(tmp_path: Path, *arguments: str) -> int:
+    command = ["experiment", str(tmp_path / "toy.yaml"), "--data", str(tmp_path), "--engine", "in-process"]
+    return int(main.app([*command, "-o", str(tmp_path / "out"), *arguments], standalone_mode=False) or 0)
+
+
+def test_an_experiment_from_definition_to_report(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 2}}}}
+    variants = {"shared": {}, "beam": beam, "cold": {"pretraining": False}}
+    write_pairs(tmp_path / "pairs.tsv")
+    write_definition(tmp_path / "toy.yaml", definition(encoder_folder, variants=variants))
+    in_process.broken = ("cold-seed0",)
+    assert experiment(tmp_path) == 1
+    out = tmp_path / "out"
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert set(results["cells"]) == {"shared", "beam"} and len(results["failed"]) == 1
+    in_process.broken = ()
+    in_process.started.clear()
+    assert experiment(tmp_path) == 0
+    assert len(in_process.started) == 1 and in_process.started[0].startswith("cold-seed0")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert set(results["cells"]) == {"shared", "beam", "cold"} and results["failed"] == []
+    assert (out / "report.html").exists() and (out / "report.md").exists()
+
+    folders = {folder.name.rsplit("-", 1)[0]: folder for folder in (out / "runs").iterdir()}
+    trained, untrained = folders["shared-pretraining-seed0"], folders["cold-untrained-seed0"]
+    shared, wide, cold = folders["shared-seed0"], folders["beam-seed0"], folders["cold-seed0"]
+    weights = "model.safetensors"
+    # The tasks start from exactly the models that were made for them.
+    model = {name: (folder / "systems").iterdir().__next__() for name, folder in folders.items()}
+    start = model["shared-seed0"] / "initial" / weights
+    assert start.read_bytes() == (trained / "systems" / "shared" / "pretrained" / weights).read_bytes()
+    start = model["cold-seed0"] / "initial" / weights
+    assert start.read_bytes() == (untrained / "systems" / "cold" / "initial" / weights).read_bytes()
+    # Equal work was done once, and lies on the disk once.
+    assert (shared / "data" / "train.parquet").samefile(cold / "data" / "train.parquet")
+    assert (shared / "model" / weights).samefile(wide / "systems" / "shared" / "finetuned" / weights)
+    assert not (wide / "stages" / "evaluate-shared.json").samefile(shared / "stages" / "evaluate-shared.json")
+    assert not list(out.rglob("checkpoints"))
+
+    # Any cell can be done again by one command, and nothing is left to do.
+    capsys.readouterr()
+    main.app(["run", str(wide / "recipe.yaml")], standalone_mode=False)
+    stages = ("prepare", "build-shared", "finetune-shared", "evaluate-shared", "evaluate-floors")
+    said = capsys.readouterr().out
+    assert all(f"{stage}: done before, kept" in said for stage in stages)
+
+
+def test_the_log_of_the_command_names_what_failed(
+    tmp_path: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    write_definition(tmp_path / "toy.yaml", definition(Path("nowhere")))
+    in_process.broken = ("seed0",)
+    assert experiment(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert "failed: shared-pretraining-seed0" in said and "same command" in said
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_the_dry_run_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search = {"finetune.training.learning_rate": [1e-3, 2e-3]}
+    write_definition(tmp_path / "toy.yaml", definition(Path("encoder"), seeds=3, search=search))
+    assert experiment(tmp_path, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "runs: 6 of tasks, 6 of pretraining, 4 of the search; 2 of them take over the training of another" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_experiments_without_a_name_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main.app(["experiment"], standalone_mode=False)
+    assert "quick-ablation" in capsys.readouterr().out
+
+
+def test_pretraining_in_a_run_of_its_own_changes_nothing(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess
+) -> None:
+    """One recipe with both stages ends with the same weights, bit for bit, also where new parameters learn faster."""
+    write_pairs(tmp_path / "pairs.tsv")
+    warm = {"preset": "warm-start"}  # a model that does not itself remember what was new in it
+    content = definition(encoder_folder, variants={"shared": {"system": warm}})
+    content["recipe"]["finetune"] = stage(new_parameters_lr=3.0)
+    write_definition(tmp_path / "toy.yaml", content)
+    assert experiment(tmp_path) == 0
+    (task,) = (tmp_path / "out" / "runs").glob("shared-seed0-*")
+    text = json.dumps(content["recipe"] | content["pretraining"]).replace("{data}", str(tmp_path))
+    whole = json.loads(text) | {"name": "whole", "systems": {"shared": warm}, "output": str(tmp_path / "whole")}
+    write_definition(tmp_path / "whole.yaml", whole)
+    main.app(["finetune", str(tmp_path / "whole.yaml")], standalone_mode=False)
+    weights = "systems/shared/finetuned/model.safetensors"
+    found, expected = load_file(task / weights), load_file(tmp_path / "whole" / weights)
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert "pooler" in name or torch.equal(found[name], expected[name]), name  # the pooler takes no part
