@@ -169,6 +169,13 @@ def test_a_foreign_or_broken_state_is_refused(state: dict) -> None:
         MixtureSampler(SIZES).load_state_dict(state)
 
 
+def test_an_objective_without_a_stream_may_be_weighed_with_zero_only() -> None:
+    weights = {"translation": 1.0, "denoising": 3.0}
+    assert mixture_probabilities(SIZES, 0.3, {**weights, "ul2": 0.0}) == mixture_probabilities(SIZES, 0.3, weights)
+    with pytest.raises(ConfigError, match="'ul2', which no stream has"):
+        mixture_probabilities(SIZES, 0.3, {**weights, "ul2": 0.1})
+
+
 def test_wrong_sizes_and_weights_are_refused_with_a_remedy() -> None:
     with pytest.raises(DataError, match="no stream"):
         mixture_probabilities({})

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from enc2gen.experiments.grid.run import ExperimentRun
 
 OUTPUT = Path("runs/experiments")
-DATA = Path("../shared/data")
-"""Where the corpora of the shipped experiments lie, unless --data says so."""
 
 console = Console()
 
@@ -41,7 +39,7 @@ def experiment(
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds instead of its own.")] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder that {data} stands for; ../shared/data if it is there.")
+        Path | None, typer.Option("--data", help="Folder with corpora, which {data} in paths stands for.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Runs at once; one per GPU, or else per core.")
@@ -93,7 +91,7 @@ def _planned(
         raise ConfigError(f"there is no folder {data}", where="--data", remedy="name the folder with the corpora")
     definition, chosen = load_experiment(name, scale=scale, seeds=seeds)
     folder = output or OUTPUT / definition.name
-    return Planner(definition, folder, data or (DATA if DATA.is_dir() else None), tuple(only)), chosen
+    return Planner(definition, folder, data, tuple(only)), chosen
 
 
 def _say(line: str) -> None:

@@ -57,8 +57,8 @@ def mixture_probabilities(
 
     Raises:
         DataError: no stream, or a stream without items.
-        ConfigError: negative alpha; weights that do not name exactly the objectives present, or are negative,
-            or all zero.
+        ConfigError: negative alpha; weights that are negative or all zero, that leave out an objective present, or
+            that give one that is not present more than 0.
     """
     if not sizes:
         raise DataError("there is no stream to sample from", remedy="give at least one corpus")
@@ -74,6 +74,8 @@ def mixture_probabilities(
     probabilities: dict[str, float] = {}
     for objective, weight in objective_weights.items():
         siblings = {stream: size for stream, size in sizes.items() if objective_of(stream) == objective}
+        if not siblings:  # weighed with 0
+            continue
         for stream, share in _tempered(siblings, alpha).items():
             probabilities[stream] = share * weight / whole
     return {stream: probabilities[stream] for stream in sizes}
@@ -89,8 +91,8 @@ def _tempered(sizes: Mapping[str, int], alpha: float) -> dict[str, float]:
 
 
 def _check_weights(weights: Mapping[str, float], objectives: set[str]) -> None:
-    for objective in weights:
-        if objective not in objectives:
+    for objective, weight in weights.items():
+        if objective not in objectives and weight != 0:
             close = difflib.get_close_matches(objective, objectives, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ConfigError(

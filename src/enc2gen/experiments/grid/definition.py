@@ -174,9 +174,14 @@ def slug(name: str) -> str:
 
 
 def shipped() -> dict[str, Content]:
-    """The experiments that come with the package, by name."""
-    entries = sorted((entry for entry in LIBRARY.iterdir() if entry.name.endswith(".yaml")), key=lambda e: e.name)
-    return {entry.name.removesuffix(".yaml"): yaml.safe_load(entry.read_text(encoding="utf-8")) for entry in entries}
+    """The experiments that come with the package, by name. A name with "_" is what others extend, and not listed."""
+    names = sorted(entry.name.removesuffix(".yaml") for entry in LIBRARY.iterdir() if entry.name.endswith(".yaml"))
+    return {name: _extended(_from_library(name), name) for name in names if not name.startswith("_")}
+
+
+def _from_library(name: str) -> Content:
+    content: Content = yaml.safe_load((LIBRARY / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def load_experiment(name: str, *, scale: str | None = None, seeds: int | None = None) -> tuple[Experiment, str | None]:
@@ -194,6 +199,7 @@ def load_experiment(name: str, *, scale: str | None = None, seeds: int | None = 
         ConfigError: there is no such experiment or scale, or the definition is not valid: all problems are listed.
     """
     content, recorded = _read(name)
+    content = _extended(content, name)
     scales = content.pop("scales", None) or {}
     if not isinstance(scales, dict) or not all(isinstance(value, dict) for value in scales.values()):
         raise ConfigError("scales is not a mapping of names to settings", where=name, remedy="see docs/experiments.md")
@@ -203,9 +209,25 @@ def load_experiment(name: str, *, scale: str | None = None, seeds: int | None = 
     chosen = scale or recorded or next(iter(scales), None)
     if chosen in scales:
         content = merge(content, scales[chosen])
+    if isinstance(content.get("tasks"), dict):
+        content["tasks"] = {task: said for task, said in content["tasks"].items() if said is not None}
     if seeds is not None:
         content["seeds"] = seeds
     return validated(Experiment, content, name), chosen
+
+
+def _extended(content: Content, where: str) -> Content:
+    """`content` on top of the shipped definition that it names in `extends`, if any."""
+    base = content.get("extends")
+    if base is None:
+        return content
+    if not isinstance(base, str) or not (LIBRARY / f"{base}.yaml").is_file():
+        names = sorted(entry.name.removesuffix(".yaml") for entry in LIBRARY.iterdir())
+        raise ConfigError(
+            f"extends: there is no shipped definition {base!r}", where=where, remedy=f"name one of {', '.join(names)}"
+        )
+    own = {key: value for key, value in content.items() if key != "extends"}
+    return merge(_extended(_from_library(base), base), own)
 
 
 def _read(name: str) -> tuple[Content, str | None]:

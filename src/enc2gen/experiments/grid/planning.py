@@ -185,7 +185,8 @@ class Planner:
         recipe = self._recipe(content, "run", "system", content["seed"], where)
         said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "output", "description"})
         said.pop("evaluate", None)
-        system = {key: value for key, value in said.pop("systems")["system"].items() if key in ("preset", "options")}
+        kept = ("preset", "options", "trainer")
+        system = {key: value for key, value in said.pop("systems")["system"].items() if key in kept}
         said["encoder"] = recipe.encoder_of("system").model_dump(mode="json", exclude_defaults=True)
         for stage in STAGE_NAMES:
             if (training := recipe.training("system", stage)) is not None:

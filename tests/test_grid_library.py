@@ -1,0 +1,83 @@
+"""The experiments that come with the package: each plans at each of its scales, and can be extended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from enc2gen.errors import ConfigError
+from enc2gen.experiments.grid.definition import Experiment, load_experiment, shipped
+from enc2gen.experiments.grid.planning import Planner
+from enc2gen.experiments.grid.searching import first_values
+
+EVERY = [(name, scale) for name, content in shipped().items() for scale in content.get("scales", {})]
+
+
+def write(tmp_path: Path, content: dict[str, Any]) -> str:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("name", "scale"), EVERY)
+def test_a_shipped_experiment_plans_valid_recipes(name: str, scale: str) -> None:
+    experiment, chosen = load_experiment(name, scale=scale)
+    planner = Planner(experiment, Path("out"), Path("corpora"))
+    planner.searches()
+    runs = [run for run in planner.runs(first_values(planner)) if run.kind == "task"]
+    tasks, sizes = max(1, len(experiment.tasks)), max(1, len(experiment.sizes))
+    assert chosen == scale
+    assert len(runs) == len(experiment.all_variants) * tasks * sizes * len(experiment.seeds)
+    for run in runs:
+        assert experiment.headline in run.recipe.evaluate.metrics
+        assert run.recipe.finetune is not None
+        # What a task writes has to be known to the model that it starts from.
+        before = run.start.recipe.languages if run.start else run.recipe.languages
+        assert set(run.recipe.languages) <= set(before)
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_published_figures_belong_to_variants(name: str) -> None:
+    experiment: Experiment = load_experiment(name)[0]
+    if experiment.published is not None:
+        assert set(experiment.published.values) <= set(experiment.all_variants)
+        assert experiment.source is not None
+
+
+def test_no_pretraining_trains_on_what_a_task_is_tested_on() -> None:
+    """The share held out of a corpus is a property of its text, and equal wherever the corpus is read."""
+    for name, scale in EVERY:
+        experiment, _ = load_experiment(name, scale=scale)
+        planner = Planner(experiment, Path("out"), Path("corpora"))
+        planner.searches()
+        for run in planner.runs(first_values(planner)):
+            if run.start is None:
+                continue
+            before = {d.path: d for d in run.start.recipe.data.datasets if "pretrain" in d.stages}
+            for own in run.recipe.data.datasets:
+                if own.path in before:
+                    assert own.test_percent <= before[own.path].test_percent, (name, scale, own.path)
+
+
+def test_extending_merges_and_null_leaves_a_task_out(tmp_path: Path) -> None:
+    own = {
+        "extends": "objectives-and-sharing",
+        "name": "mine",
+        "variants": {"full": {"label": "all of it"}},
+        "scales": {"small": {"tasks": {"headlines": None}}},
+    }
+    experiment, _ = load_experiment(write(tmp_path, own), scale="small")
+    shipped_one, _ = load_experiment("objectives-and-sharing", scale="small")
+    assert experiment.name == "mine" and experiment.question == shipped_one.question
+    assert set(shipped_one.tasks) - set(experiment.tasks) == {"headlines"}
+    assert experiment.variants["full"].label == "all of it"
+    assert set(experiment.variants) == set(shipped_one.variants)
+
+
+def test_extending_what_is_not_there_names_what_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no shipped definition 'nothing'") as error:
+        load_experiment(write(tmp_path, {"extends": "nothing"}))
+    assert "objectives-and-sharing" in str(error.value)
