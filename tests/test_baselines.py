@@ -26,7 +26,7 @@ def build(preset: str, **options: object) -> torch.nn.Module:
     )
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"pretrained"}))
 @pytest.mark.filterwarnings("ignore:weights copied")
 def test_every_preset_trains_saves_loads_and_writes(preset: str, tmp_path: Path) -> None:
     model = build(preset).train()
@@ -50,7 +50,7 @@ def test_every_preset_trains_saves_loads_and_writes(preset: str, tmp_path: Path)
 
 
 def test_presets_differ_as_the_paper_says() -> None:
-    plans = {name: build(name).init_report for name in PRESETS if name != "warm-start"}
+    plans = {name: build(name).init_report for name in PRESETS if name not in ("warm-start", "pretrained")}
     assert plans["swcm"].plan == ["custom:0", "custom:1", "custom:2", "normal", "custom:3"]
     assert plans["base-a"].plan == ["custom:0", "custom:1", "custom:2", "custom:3"]
     assert plans["base-b"].plan == ["custom:0", "custom:1", "custom:2", "custom:2", "custom:3"]

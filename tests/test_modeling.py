@@ -335,6 +335,37 @@ def test_seq2seq_trainer_and_peft_work(tmp_path: Path) -> None:
     assert result.global_step == 2 and result.training_loss > 0
 
 
+def test_accumulation_in_transformers_trainer_is_one_large_batch(tmp_path: Path) -> None:
+    from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+    from conftest import tiny_tokenizer
+
+    rows = [
+        {"input_ids": [0, 5, 6, 2], "attention_mask": [1] * 4, "labels": labels}
+        for labels in ([7, 2], [7, 8, 9, 10, 11, 2], [9, 2], [12, 13, 2])
+    ]
+    norms = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        model = SwcmForConditionalGeneration.from_encoder(tiny_encoder(), languages=["kk"], dropout=0.0, verbose=False)
+        model.set_default_target_language("kk")
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path / str(size)),
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            save_strategy="no",
+        )
+        collator = DataCollatorForSeq2Seq(tiny_tokenizer(), model=model)
+        trainer = Seq2SeqTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
+        trainer.train()
+        norms.append(next(record["grad_norm"] for record in trainer.state.log_history if "grad_norm" in record))
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-3)
+
+
 def test_tiny_model_learns_to_copy() -> None:
     """Proof that gradients reach everything needed: a copy task is solved within a few hundred steps."""
     model = SwcmForConditionalGeneration.from_encoder(

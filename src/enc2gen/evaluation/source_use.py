@@ -160,8 +160,8 @@ def shuffled_source_examples(
     Args:
         examples: encoded examples; the first decoder input id is the target language.
         seed: which sources are swapped.
-        language_ids: ids of language tokens; an example whose second source id is one of them only gets
-            sources that have the same one.
+        language_ids: ids of language tokens; an example whose second, first or last source id is one of them only
+            gets sources that have the same one.
 
     Raises:
         DataError: more than half of the sources of a language are identical (one example alone included).
@@ -193,7 +193,8 @@ def _shuffle_sources(
 ) -> NDArray[np.int64]:
     groups: defaultdict[tuple[int, int | None], list[int]] = defaultdict(list)
     for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        language = source[1] if len(source) > 1 and source[1] in language_ids else None
+        places = (*source[1:2], *source[:1], *source[-1:])  # the standard one, NLLB's, mBART's
+        language = next((index for index in places if index in language_ids), None)
         groups[target, language].append(index)
     order = np.empty(len(sources), dtype=np.int64)
     for members in groups.values():

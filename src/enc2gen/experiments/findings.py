@@ -56,6 +56,7 @@ SYSTEM_TERMS = {
     "all-random": "nothing pretrained at all: encoder and decoder start from random weights.",
     "mbart-shaped": "an encoder-decoder of equal size that starts from random weights throughout (mBART's layers).",
     "warm-start": "the EncoderDecoderModel of transformers: the encoder twice, the link between them random.",
+    "pretrained": "an encoder-decoder that others have pretrained as a whole.",
     "copy_source": "no model: the source text is handed back as it is.",
     "best_constant": "no model: one and the same string for every source, the best one found on the test set itself.",
 }
@@ -267,7 +268,7 @@ def generate_command(recipe: Recipe, workspace: Workspace, outputs: Mapping[str,
 
 def grows_from(recipe: Recipe, system: str, variant: str) -> bool:
     """Whether `system` grew out of the prepared encoder `variant`."""
-    return recipe.systems[system].start is None and recipe.variant(system) == variant
+    return recipe.grows(system) and recipe.variant(system) == variant
 
 
 def language_heading(metrics: Mapping[str, Any], language: str) -> str:

@@ -131,7 +131,7 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) ->
 
 def _base_model(recipe: Recipe) -> str:
     system = recipe.systems[recipe.main_system]
-    name = system.start or recipe.encoder_of(recipe.main_system).name
+    name = system.whole_model or recipe.encoder_of(recipe.main_system).name
     return HUB_NAMES.get(name, name)
 
 
@@ -160,8 +160,8 @@ def _origin(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) ->
     system = recipe.systems[name]
     names = ", ".join(f"{language_name(tag)} ({tag})" for tag in recipe.languages)
     grown = (
-        f"trained on from the model `{_shown(system.start, recipe)}`"
-        if system.start
+        f"trained on from the model `{_shown(given, recipe)}`"
+        if (given := system.whole_model)
         else f"grown from the encoder `{_shown(_base_model(recipe), recipe)}`"
     )
     lines = [f"A text generator {grown} with enc2gen {metrics['enc2gen']}. It writes {names}.", ""]

@@ -117,12 +117,8 @@ class SpanCorruption(Objective):
         return ids[:room]
 
     def _example(self, source: list[int], target: list[int], read: str | None, write: str) -> EncodedExample:
-        written = self._fit(target, self.codec.max_target_length - 1)
-        return EncodedExample(
-            tuple(self.codec.wrap_source(source, read)),
-            (self.codec.language_id(write), *written),
-            (*written, self.codec.end_id),
-        )
+        decoder_input_ids, labels = self.codec.wrap_target(target, write)
+        return EncodedExample(tuple(self.codec.wrap_source(source, read)), tuple(decoder_input_ids), tuple(labels))
 
 
 @OBJECTIVES.register("ul2")

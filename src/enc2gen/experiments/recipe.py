@@ -93,6 +93,11 @@ class SystemConfig(Section):
     encoder: dict[str, Any] = Field(
         default_factory=dict, description="settings of `encoder` that are different for this system, nested alike"
     )
+    trainer: Literal["enc2gen", "transformers"] = Field(
+        default="enc2gen",
+        description="transformers: train with its Seq2SeqTrainer on the same batches with the same settings, to check "
+        "our trainer; settings that only ours has are refused, and an interrupted stage starts anew",
+    )
     pretrain: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for pretraining")
     finetune: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, for fine-tuning")
 
@@ -109,7 +114,14 @@ class SystemConfig(Section):
             check_options(self.preset, self.options)
         except Enc2genError as error:
             raise ValueError(error.what) from error
+        if self.preset == "pretrained" and (self.start or self.encoder):
+            raise ValueError("the preset 'pretrained' is a whole model: leave out start and encoder")
         return self
+
+    @property
+    def whole_model(self) -> str | None:
+        """Name of the model that this system goes on from; None if it grows from an encoder."""
+        return self.options["name"] if self.preset == "pretrained" else self.start
 
 
 class EvaluationConfig(Section):
@@ -192,7 +204,9 @@ class Recipe(Section):
                     "false, and neither encoder.extend_vocabulary nor encoder.adapt"
                 )
             for stage in STAGE_NAMES:
-                self.training(name, stage, system)
+                training = self.training(name, stage, system)
+                if training is not None and system.trainer == "transformers":
+                    _check_trainer(training, f"systems.{name}.{stage}")
         return self
 
     @property
@@ -218,17 +232,17 @@ class Recipe(Section):
     def variant(self, name: str) -> str:
         """Which prepared encoder a system takes: the name of the first system with equal encoder settings."""
         wanted = self.encoder_of(name)
-        return next(other for other in self._grown if self.encoder_of(other) == wanted)
+        return next(other for other in self.systems if self.grows(other) and self.encoder_of(other) == wanted)
 
     @property
     def variants(self) -> dict[str, EncoderConfig]:
         """The different encoders that the recipe's systems grow from, by the name of their first system."""
-        return {name: self.encoder_of(name) for name in dict.fromkeys(map(self.variant, self._grown))}
+        grown = filter(self.grows, self.systems)
+        return {name: self.encoder_of(name) for name in dict.fromkeys(map(self.variant, grown))}
 
-    @property
-    def _grown(self) -> list[str]:
-        """Systems that grow from an encoder, rather than start from a trained model."""
-        return [name for name, system in self.systems.items() if system.start is None]
+    def grows(self, name: str) -> bool:
+        """Whether a system grows from an encoder, rather than being a trained or pretrained model."""
+        return self.systems[name].whole_model is None
 
     def training(self, name: str, stage: StageName, system: SystemConfig | None = None) -> TrainingConfig | None:
         """Training settings of a system in a stage: the stage's, the system's own on top, the recipe's seed."""
@@ -244,6 +258,13 @@ class Recipe(Section):
             raise ValueError(
                 "; ".join(f"systems.{name}.{stage}.{line}" for line in problems(error, TrainingConfig))
             ) from error
+
+
+def _check_trainer(training: TrainingConfig, where: str) -> None:
+    try:
+        training.check_transformers()
+    except ConfigError as error:
+        raise ValueError(f"{where}: {error.what}; {error.remedy}") from error
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

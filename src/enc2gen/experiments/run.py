@@ -140,7 +140,7 @@ class Run:
             raise Interrupted("interrupted; everything is saved", where=str(self.workspace.encoder(name, "adaptation")))
 
     def _encoder_key(self, name: str) -> str:
-        if self.recipe.systems[name].start is not None:
+        if not self.recipe.grows(name):
             return self.keys["prepare"]
         variant = self.recipe.variant(name)
         return self.keys.get(f"adapt-{variant}") or self.keys[f"vocabulary-{variant}"]
@@ -150,7 +150,7 @@ class Run:
             depends = {
                 "prepare": self._encoder_key(name),
                 "system": [system.preset, system.options, system.start],
-                "start": fingerprint(system.start) if system.start else [],
+                "start": fingerprint(model) if (model := system.whole_model) else [],
                 "dropout": self.recipe.encoder_of(name).dropout,
                 "seed": self.recipe.seed,
             }
@@ -173,6 +173,8 @@ class Run:
                 "section": section.identity(),
                 "training": training.identity(),
             }
+            if (trainer := self.recipe.systems[name].trainer) != "enc2gen":
+                depends["trainer"] = trainer
             self._stage(
                 f"{stage}-{name}",
                 depends,

@@ -24,6 +24,7 @@ from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.generation.generator import Generator
 from enc2gen.models.baselines import build_system
 from enc2gen.models.swcm.report import REPORT_FILE
+from enc2gen.tokenization.layout import TextLayout
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
 from enc2gen.training.checkpoint import writing
 from enc2gen.training.trainer import Trainer
@@ -45,7 +46,8 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
         _go_on(system.start, workspace, name, recipe, log, summary["languages"])
         return
     config = recipe.encoder_of(name)
-    encoder, tokenizer, layers = prepared_encoder(recipe, workspace, name)
+    grown = recipe.grows(name)
+    encoder, tokenizer, layers = prepared_encoder(recipe, workspace, name) if grown else (None, None, None)
     options = dict(system.options)
     for key, value in (("encoder_layers", layers), ("dropout", config.dropout)):
         if value is not None:
@@ -106,13 +108,16 @@ def _save(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Save with the output limit learnt from the training targets."""
-    codec = TextCodec(tokenizer, model.config.languages, **_limits(recipe))
+    codec = _codec(recipe, tokenizer, model)
     data = PreparedData(workspace.data)
     limit = target_limit(codec, (data.trained() or data.examples("train"))["target"])
     model.generation_config.max_new_tokens = limit
     if len(recipe.languages) == 1:
         model.config.default_target_language = recipe.languages[0]
-        model.generation_config.decoder_start_token_id = model.config.languages[recipe.languages[0]]
+        # whatever transformers' own `generate` is to write without being told a language
+        start = codec.start(recipe.languages[0])
+        model.generation_config.decoder_start_token_id = start[0]
+        model.generation_config.forced_bos_token_id = start[1] if len(start) > 1 else None
     folder = workspace.system(name, "initial")
     with writing(folder):
         model.save_pretrained(folder)
@@ -122,13 +127,14 @@ def _save(
     log(f"{name}: {model.num_parameters():,} parameters; outputs are limited to {limit} tokens, learnt from the data")
 
 
-def _limits(recipe: Recipe) -> dict[str, Any]:
-    return {"max_source_length": recipe.data.max_source_length, "max_target_length": recipe.data.max_target_length}
-
-
 def codec_for(recipe: Recipe, folder: Path, model: PreTrainedModel) -> TextCodec:
     """The codec of a saved system."""
-    return TextCodec(load_tokenizer(folder), model.config.languages, **_limits(recipe))
+    return _codec(recipe, load_tokenizer(folder), model)
+
+
+def _codec(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> TextCodec:
+    limits = {"max_source_length": recipe.data.max_source_length, "max_target_length": recipe.data.max_target_length}
+    return TextCodec(tokenizer, model.config.languages, layout=TextLayout.of(model.config), **limits)
 
 
 def load_system(folder: Path) -> PreTrainedModel:
@@ -164,26 +170,25 @@ def train(recipe: Recipe, workspace: Workspace, name: str, stage: StageName, log
     codec = codec_for(recipe, before, model)
     data = PreparedData(workspace.data)
     stream = training_stream(stage, section, data.examples("train"), data.texts(), codec, seed=recipe.seed)
-    fresh = _fresh_parameters(workspace.system(name, "initial"))
     folder = workspace.system(name, stage)
-    trainer = Trainer(
-        model,
-        stream,
-        validation_sets(data, codec, section.batching.max_tokens),
-        config,
-        folder,
-        new_parameters=fresh.__contains__,
-    )
+    what = model, stream, validation_sets(data, codec, section.batching.max_tokens), config, folder
+    trainer: Any
+    if recipe.systems[name].trainer == "transformers":
+        from enc2gen.training.cross_check import TransformersTrainer  # slow to import
+
+        trainer = TransformersTrainer(*what)
+    else:
+        fresh = _fresh_parameters(workspace.system(name, "initial"))
+        trainer = Trainer(*what, new_parameters=fresh.__contains__)
     log(
         f"{name}: {stage}, {config.max_steps} steps, learning rate {config.learning_rate:g}, {trainer.precision}; "
         f"output in {folder}"
     )
     result = trainer.train()
     if result.interrupted:
-        raise Interrupted(
-            f"interrupted after {result.steps} of {config.max_steps} steps; everything is saved", where=str(folder)
-        )
-    if trainer.accelerator.is_main_process:
+        kept = "everything is saved" if result.last_checkpoint else "this stage starts anew, those before it are saved"
+        raise Interrupted(f"interrupted after {result.steps} of {config.max_steps} steps; {kept}", where=str(folder))
+    if workspace.processes.is_main_process:
         if codec.truncated:
             log(f"{name}: texts were cut to the length limits {codec.truncated:,} times")
         model.generation_config = GenerationConfig.from_pretrained(before)

@@ -28,6 +28,7 @@ from enc2gen.generation.mbr import rank_by_utility
 from enc2gen.generation.native import NativeWriter, Source
 from enc2gen.generation.outputs import Output
 from enc2gen.generation.shortlist import Shortlist
+from enc2gen.tokenization.layout import TextLayout
 from enc2gen.tokenization.tokenizer import TextCodec
 
 
@@ -96,7 +97,10 @@ class Generator:
             shortlist.check(len(tokenizer))
         self.shortlist = shortlist
         limit = min(max_source_length or 512, tokenizer.model_max_length, _positions(model))
-        self.codec = TextCodec(tokenizer, self.languages, max_source_length=limit, max_target_length=limit)
+        layout = TextLayout.of(model.config)
+        self.codec = TextCodec(
+            tokenizer, self.languages, max_source_length=limit, max_target_length=limit, layout=layout
+        )
 
     @classmethod
     def from_pretrained(
@@ -315,10 +319,13 @@ class Generator:
     def _decode(self, sources: Sequence[Any], target: str | None, arguments: dict[str, Any]) -> list[list[int]]:
         """Output ids, without what the decoder was given to start from, for sources padded to one batch."""
         ids, mask = pad_rows(sources, int(self.model.config.pad_token_id), self.model.device)
+        start: list[int] = self.codec.start(target)
+        if len(start) > 1:
+            arguments = {**arguments, "decoder_input_ids": ids.new_tensor([start] * len(ids))}
         output: Any = self.model.generate(
-            input_ids=ids, attention_mask=mask, decoder_start_token_id=self.languages[cast(str, target)], **arguments
+            input_ids=ids, attention_mask=mask, decoder_start_token_id=start[0], **arguments
         )
-        return output[:, 1:].tolist()
+        return output[:, len(start) :].tolist()
 
 
 def pad_rows(
@@ -349,9 +356,10 @@ def _check_pair(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, lang
     remedy = "use the tokenizer that was saved with the model"
     if len(tokenizer) > rows:
         raise ModelError(f"the tokenizer has {len(tokenizer)} tokens, the model {rows}", where=where, remedy=remedy)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, layout = tokenizer.get_vocab(), TextLayout.of(model.config)
     for tag, index in languages.items():
-        if vocabulary.get(f"<{tag}>") != index:
+        token = f"<{tag}>" if layout is None else layout.token(tag)
+        if vocabulary.get(token) != index:
             raise ModelError(
-                f"the tokenizer does not know the language token <{tag}> as {index}", where=where, remedy=remedy
+                f"the tokenizer does not know the language token {token} as {index}", where=where, remedy=remedy
             )

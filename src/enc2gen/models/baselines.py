@@ -17,6 +17,7 @@ from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.mbart import mbart_shaped, set_generation_defaults
+from enc2gen.models.pretrained import pretrained
 from enc2gen.models.swcm.configuration import growth_options
 from enc2gen.models.swcm.growing import fill_rows, special_token_id, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
@@ -25,7 +26,11 @@ from enc2gen.registry import Registry
 
 Options = Mapping[str, Any]
 
-FOREIGN_OPTIONS = {"warm-start": {"encoder_layers", "dropout"}, "mbart-shaped": {"encoder_layers", "dropout", "layers"}}
+FOREIGN_OPTIONS = {
+    "warm-start": {"encoder_layers", "dropout"},
+    "mbart-shaped": {"encoder_layers", "dropout", "layers"},
+    "pretrained": {"name", "dropout"},
+}
 """Options of the presets that are transformers' own models."""
 
 PRESETS: Registry[Options] = Registry("system preset")
@@ -51,11 +56,13 @@ PRESETS.add("mbart-shaped", {})
 """transformers' mBART (pre-norm, as deep on both sides) of the size of `swcm`, all random."""
 PRESETS.add("warm-start", {})
 """transformers' own `EncoderDecoderModel`: the encoder twice, cross-attention random."""
+PRESETS.add("pretrained", {})
+"""A whole encoder-decoder that exists (mT5, mBART-50, NLLB-200, ...): the option `name`, of the Hub or a folder."""
 
 
 def build_system(
     preset: str,
-    encoder: str | os.PathLike[str] | PreTrainedModel,
+    encoder: str | os.PathLike[str] | PreTrainedModel | None,
     *,
     tokenizer: PreTrainedTokenizerBase | None,
     languages: Sequence[str],
@@ -66,6 +73,7 @@ def build_system(
     """Build the system `preset` from `encoder`.
 
     Args:
+        encoder, tokenizer: not used by `pretrained`, which has its own.
         options: arguments of `SwcmForConditionalGeneration.from_encoder` that override the preset's.
 
     Raises:
@@ -73,6 +81,10 @@ def build_system(
     """
     chosen = {**PRESETS.get(preset), **(options or {})}
     check_options(preset, chosen)
+    if preset == "pretrained":
+        return pretrained(languages=languages, seed=seed, **chosen)
+    if encoder is None:
+        raise ConfigError(f"the preset {preset!r} needs an encoder", where="encoder")
     if preset in FOREIGN_OPTIONS:
         build = warm_start if preset == "warm-start" else mbart_shaped
         return build(encoder, tokenizer=tokenizer, languages=languages, seed=seed, verbose=verbose, **chosen)
@@ -86,6 +98,8 @@ def check_options(preset: str, options: Options) -> None:
     if (known := FOREIGN_OPTIONS.get(preset)) is not None:
         if unknown := sorted(set(options) - known):
             raise ConfigError(f"the preset {preset!r} does not take {', '.join(unknown)}", where="options")
+        if preset == "pretrained" and not isinstance(options.get("name"), str):
+            raise ConfigError("the preset 'pretrained' needs the option name", where="options")
         return
     if reserved := sorted(set(options) & {"languages", "tokenizer", "seed", "verbose"}):
         raise ConfigError(f"{', '.join(reserved)} cannot be set here", where="options")

@@ -43,3 +43,17 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         uniform = -log_probs.mean(dim=-1).masked_fill(~valid, 0.0).sum()
         loss = (1.0 - label_smoothing) * nll + label_smoothing * uniform
     return TokenLoss(loss=loss, negative_log_likelihood=nll.detach(), count=valid.sum())
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Summed cross-entropy over the number of targets, in float32: what transformers calls a model's loss.
+
+    Args:
+        logits: `[B, T, vocab]`; labels: `[B, T]`, -100 where there is no target.
+        num_items_in_batch: targets of all batches of an update, which transformers' Trainer divides by when it
+            accumulates gradients; by default those of this batch.
+    """
+    flat, targets = logits.float().flatten(0, 1), labels.flatten().to(logits.device)
+    if num_items_in_batch is None:
+        return F.cross_entropy(flat, targets, ignore_index=IGNORED_LABEL)
+    return F.cross_entropy(flat, targets, ignore_index=IGNORED_LABEL, reduction="sum") / num_items_in_batch

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
+from enc2gen.tokenization.examples import IGNORED_LABEL
+from enc2gen.tokenization.layout import TextLayout, filled
 
 _TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # shape of a BCP 47 tag
 
@@ -148,7 +150,7 @@ class TextCodec:
     """Turns text into model inputs and back.
 
     Sources are `<s> <lang> pieces </s>`; targets start the decoder with `<lang>` and end in `</s>`. BERT-like
-    tokenizers have [CLS] and [SEP] in the roles of `<s>` and `</s>`.
+    tokenizers have [CLS] and [SEP] in the roles of `<s>` and `</s>`. Pretrained models may have another layout.
 
     Args:
         tokenizer: a fast tokenizer. It is set up to read text that spells a special token as plain text.
@@ -157,6 +159,7 @@ class TextCodec:
         max_target_length: most ids of a target, the language token (or `</s>`) included.
         overflow: "truncate" cuts pieces at the end of longer texts and counts the texts in `truncated`;
             "error" raises `DataError`.
+        layout: of the model; by default the one above.
 
     Raises:
         ModelError: the tokenizer is slow, or lacks a start, end or padding token.
@@ -171,6 +174,7 @@ class TextCodec:
         max_source_length: int,
         max_target_length: int,
         overflow: Literal["error", "truncate"] = "truncate",
+        layout: TextLayout | None = None,
     ) -> None:
         self._backend = protect_special_tokens(tokenizer)
         self.tokenizer = tokenizer
@@ -185,8 +189,11 @@ class TextCodec:
         self.max_target_length = max_target_length
         self.overflow = overflow
         self.truncated = 0
-        self.start_id = self._role("bos_token_id", "cls_token_id")
         self.end_id = self._role("eos_token_id", "sep_token_id")
+        if layout is None:  # others need no start token
+            self.start_id = self._role("bos_token_id", "cls_token_id")
+            layout = TextLayout.standard(self.start_id, self.end_id)
+        self.layout = layout
         self.pad_id = self._role("pad_token_id")
         self._dropped = {*tokenizer.all_special_ids, *self.languages.values()}
 
@@ -223,9 +230,10 @@ class TextCodec:
 
     def wrap_source(self, ids: Sequence[int], language: str | None) -> list[int]:
         """`[<s> <lang> ids </s>]` of encoded pieces (noised ones, say); raises as :meth:`encode_sources`."""
-        head = [self.start_id] if language is None else [self.start_id, self.language_id(language)]
-        room = self.max_source_length - len(head) - 1
-        return [*head, *self._fit(list(ids), room, "source"), self.end_id]
+        token = None if language is None else self.language_id(language)
+        before, after = filled(self.layout.before, token), filled(self.layout.after, token)
+        room = self.max_source_length - len(before) - len(after)
+        return [*before, *self._fit(list(ids), room, "source"), *after]
 
     def encode_targets(self, texts: Sequence[str], language: str) -> list[tuple[list[int], list[int]]]:
         """Of each text: decoder inputs `[<lang> pieces]` and labels `[pieces </s>]`, equally long.
@@ -233,9 +241,18 @@ class TextCodec:
         Raises:
             LanguageError, DataError: as for :meth:`encode_sources`.
         """
-        start, room = self.language_id(language), self.max_target_length - 1
-        fitted = [self._fit(ids, room, "target") for ids in self.encode_texts(texts)]
-        return [([start, *ids], [*ids, self.end_id]) for ids in fitted]
+        self.language_id(language)
+        return [self.wrap_target(ids, language) for ids in self.encode_texts(texts)]
+
+    def wrap_target(self, ids: Sequence[int], language: str) -> tuple[list[int], list[int]]:
+        """:meth:`encode_targets` of encoded pieces. Labels of what the decoder starts from but the last are -100."""
+        start = self.start(language)
+        fitted = self._fit(list(ids), self.max_target_length - len(start), "target")
+        return [*start, *fitted], [*[IGNORED_LABEL] * (len(start) - 1), *fitted, self.end_id]
+
+    def start(self, language: str) -> list[int]:
+        """What the decoder starts from when it writes a language; raises as :meth:`language_id`."""
+        return filled(self.layout.start, self.language_id(language))
 
     def encode_source(self, text: str, language: str | None) -> list[int]:
         """:meth:`encode_sources` of one text."""

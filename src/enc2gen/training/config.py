@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, field_validator, model_validator
 
+from enc2gen.errors import ConfigError
 from enc2gen.models.extra_losses import ContrastiveConfig
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -16,6 +17,9 @@ FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best",
 
 # Later fields: left out of identities where they change nothing, so that older runs keep theirs.
 _ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None}
+
+# What transformers' trainer does not have.
+_OURS_ALONE = ("new_parameters_lr", "layer_decay", "r_drop", "contrastive", "freeze_encoder_steps", "nonfinite")
 
 
 class TrainingConfig(BaseModel):
@@ -133,6 +137,16 @@ class TrainingConfig(BaseModel):
     def warmup_steps(self) -> int:
         """Warm-up in updates."""
         return self.warmup if isinstance(self.warmup, int) else round(self.warmup * self.max_steps)
+
+    def check_transformers(self) -> None:
+        """Raise `ConfigError` if a setting asks for what transformers' trainer does not do (`training.cross_check`)."""
+        fields = type(self).model_fields
+        if own := [name for name in _OURS_ALONE if getattr(self, name) != fields[name].default]:
+            raise ConfigError(
+                f"transformers' trainer has no {', '.join(own)}",
+                where="training",
+                remedy="leave them at their defaults, or use trainer enc2gen",
+            )
 
     def identity(self) -> dict[str, object]:
         """The settings that decide the weights, JSON-able; a run is resumed with the same ones only."""

@@ -33,7 +33,7 @@ from enc2gen.models.bridge.processor import BridgeProcessor
 from enc2gen.models.bridge.reader import BridgeEncoderOutput, BridgeReader, is_frozen
 from enc2gen.models.bridge.storing import load_bridge, save_bridge
 from enc2gen.models.bridge.writing import write, written_loss
-from enc2gen.models.token_loss import TokenLoss
+from enc2gen.models.token_loss import TokenLoss, mean_cross_entropy
 
 HALVES = ("encoder", "llm")
 
@@ -255,6 +255,7 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
         label_smoothing: float | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> Seq2SeqLMOutput | TokenLoss | tuple[Tensor, ...]:
         """Predict each target token from the source's prefix and the tokens before it.
@@ -271,6 +272,7 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encoder_outputs: what `get_encoder()` returned, instead of all that.
             logits_to_keep: logits of this many last positions only (0: of all decoder positions).
             label_smoothing: where given, no logits are computed: only the loss of `labels`, with this smoothing.
+            num_items_in_batch: divides the loss, instead of the targets here (accumulation in transformers' Trainer).
 
         Returns:
             `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states of the LLM; or with
@@ -320,8 +322,7 @@ class BridgeForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         loss = None
         if labels is not None:
-            logits = written.logits.float().flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits, labels.flatten().to(logits.device), ignore_index=-100)
+            loss = mean_cross_entropy(written.logits, labels, num_items_in_batch)
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=written.logits,

@@ -27,7 +27,7 @@ from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 from enc2gen.models.swcm.losses import training_loss
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
-from enc2gen.models.token_loss import TokenLoss
+from enc2gen.models.token_loss import TokenLoss, mean_cross_entropy
 from enc2gen.models.training_attention import use_training_attention
 
 
@@ -176,6 +176,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         label_smoothing: float | None = None,
         extra_losses: ExtraLosses | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **_: Any,
     ) -> Seq2SeqLMOutput | TokenLoss | tuple[Tensor, ...]:
         """Predict each target token from the source and the target tokens before it.
@@ -188,6 +189,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             logits_to_keep: compute logits of this many last positions only (0 = all).
             label_smoothing: where given, no logits are computed: only the loss of `labels`, with this smoothing.
             extra_losses: what else is in that loss.
+            num_items_in_batch: divides the loss, instead of the targets here (accumulation in transformers' Trainer).
 
         Returns:
             `loss` (mean cross-entropy per target token, nats), `logits` `[B, T, V]`, cache, states; or with
@@ -231,7 +233,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         logits = self.lm_head(decoded.last_hidden_state[:, positions])
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
