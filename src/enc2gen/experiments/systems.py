@@ -64,7 +64,7 @@ def build(recipe: Recipe, workspace: Workspace, name: str, log: Log) -> None:
     )
     sources = PreparedData(workspace.data).trained().unique("source_language")
     model.config.default_source_language = sources[0] if len(sources) == 1 else None
-    own = getattr(model, "tokenizer", None)
+    own: Any = getattr(model, "tokenizer", None)
     if own is None:
         own = tokenizer
         add_language_tokens(own, list(model.config.languages))
@@ -133,8 +133,13 @@ def codec_for(recipe: Recipe, folder: Path, model: PreTrainedModel) -> TextCodec
 
 
 def _codec(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> TextCodec:
-    limits = {"max_source_length": recipe.data.max_source_length, "max_target_length": recipe.data.max_target_length}
-    return TextCodec(tokenizer, model.config.languages, layout=TextLayout.of(model.config), **limits)
+    return TextCodec(
+        tokenizer,
+        model.config.languages,
+        max_source_length=recipe.data.max_source_length,
+        max_target_length=recipe.data.max_target_length,
+        layout=TextLayout.of(model.config),
+    )
 
 
 def load_system(folder: Path) -> PreTrainedModel:
