@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from enc2gen.errors import DataError
+from enc2gen.errors import ConfigError, DataError
 from enc2gen.experiments.evaluate import evaluation_sets
 from enc2gen.experiments.prepare import PreparedData, fingerprint
 from enc2gen.experiments.recipe import Recipe, load_recipe
@@ -139,6 +139,24 @@ def test_outputs_are_written_for_the_split_that_is_asked_for(tmp_path: Path, con
     written = again.workspace.read_lines(again.workspace.system("shared", "hypotheses.jsonl"))
     assert [line["source"] for line in written] == [source for source, *_ in rows(made, "test")][:5]
     assert again.keys["pretrain-shared"] == made.keys["pretrain-shared"]
+
+
+def test_data_prepared_for_one_split_is_checked_for_the_other(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["data"]["datasets"][0] |= {"test_percent": 0, "dev_percent": 20}
+    content["evaluate"]["split"] = "dev"
+    run(tmp_path, content, "prepare")
+    content["evaluate"]["split"] = "test"
+    with pytest.raises(DataError, match="only 0 test examples"):
+        run(tmp_path, content, "prepare")
+
+
+def test_contrastive_alignment_refuses_pairs_that_are_none(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["pretrain"] |= {"objectives": ["translation-span-corruption"]}
+    content["pretrain"]["mixture"] = {}
+    load(tmp_path, content)
+    content["systems"]["shared"]["pretrain"] = {"contrastive": {"weight": 1.0}}
+    with pytest.raises(ConfigError, match=r"systems\.shared\.pretrain\.contrastive"):
+        load(tmp_path, content)
 
 
 def test_keys_of_stages_change_only_with_what_they_depend_on(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -60,6 +60,19 @@ def test_held_out_texts_are_trained_on_by_no_stage(content: dict[str, Any]) -> N
     assert [row["text"] for row in measured["kk"]] == data.held_out_texts()["text"][:12]
 
 
+def test_a_text_that_is_also_trained_on_is_not_measured(content: dict[str, Any]) -> None:
+    made = run(content, "prepare")
+    text = PreparedData(made.workspace.data).held_out_texts()["text"][0]
+    assert text in [row["text"] for row in held_out_texts(made.recipe, made.workspace)["kk"]]
+    more = Path(content["output"]).parent / "more.txt"
+    more.write_text(f"{text}\n", encoding="utf-8")
+    content["data"]["monolingual"].append({"path": str(more), "language": "kk"})
+    content["output"] += "-more"
+    made = run(content, "prepare")
+    assert text in PreparedData(made.workspace.data).held_out_texts()["text"]
+    assert text not in [row["text"] for row in held_out_texts(made.recipe, made.workspace)["kk"]]
+
+
 def test_targets_of_the_evaluated_split_are_measured_where_targets_are_denoised(content: dict[str, Any]) -> None:
     content["data"] |= {"monolingual": [], "denoise_targets": True}
     for split in ("test", "dev"):

@@ -83,10 +83,10 @@ def test_the_hubs_reader_finds_languages_encoder_and_scores(tmp_path: Path) -> N
 
 def test_the_card_has_data_with_counts_and_licence_notes(tmp_path: Path) -> None:
     card = a_card(tmp_path / "run")
-    assert "| `pairs.tsv` | translation | pretrain, finetune | CC BY 4.0 |" in card
+    assert "| `pairs.tsv` | translation | finetune | CC BY 4.0 |" in card
     assert "/home/someone" not in card and str(tmp_path) not in card, "nothing about the machine"
-    assert f"| `hub:owner/texts` | translation | pretrain, finetune | {NO_LICENCE} |" in card
-    assert "| `hub:owner/more` | plain text | pretrain | no redistribution |" in card
+    assert f"| `hub:owner/texts` | translation | finetune | {NO_LICENCE} |" in card
+    assert "| `hub:owner/more` | plain text | not trained on | no redistribution |" in card, "there is no pretraining"
     assert "| Kazakh | 1,234 | 5 | 300 | 0 |" in card and "| Uyghur | 99 | 0 | 0 | 0 |" in card
     assert "Not every corpus above has a licence on record" in card
     licensed = a_recipe(tmp_path / "two").data.model_dump()
@@ -153,3 +153,22 @@ def test_every_run_publishes_its_model_with_a_card(tmp_path: Path, encoder_folde
     value = json.loads((root / "metrics.json").read_text())["systems"]["shared"]["kk"]["chrf++"]["value"]
     assert card.data.eval_results[0].metric_value == round(value, 2)
     assert (root / "model" / "model.safetensors").exists()
+
+
+def test_a_model_that_went_through_two_runs_lists_the_corpora_of_both(tmp_path: Path) -> None:
+    before = a_recipe(tmp_path / "before")
+    Workspace(before).record_recipe()
+    start = tmp_path / "before" / "systems" / "shared" / "finetuned"
+    (tmp_path / "before" / "systems" / "shared" / "finetune").mkdir(parents=True)
+    result = {"steps": 77, "tokens": 1, "best_loss": None, "seconds": 1.0}
+    (tmp_path / "before" / "systems" / "shared" / "finetune" / "result.json").write_text(json.dumps(result))
+    own = {**before.data.model_dump(), "monolingual": []}
+    own["datasets"] = [{**own["datasets"][0], "path": "own.tsv"}]
+    changes = {"systems": {"shared": {"start": str(start)}}, "encoder": {"name": "embedded:multilingual-e5-small"}}
+    card = a_card(tmp_path / "after", data=own, **changes)
+    assert "| `own.tsv` | translation | finetune | CC BY 4.0 |" in card
+    assert "| `pairs.tsv` | translation | finetune, in the run kazakh-strings | CC BY 4.0 |" in card
+    assert "| finetune | 77 |" in card and "grown from the encoder `intfloat/multilingual-e5-small`" in card
+    assert str(tmp_path) not in card
+    elsewhere = {**changes, "systems": {"shared": {"start": "owner/model"}}}
+    assert "started from was trained on is not listed" in a_card(tmp_path / "other", data=own, **elsewhere)

@@ -29,7 +29,8 @@ Row = Mapping[str, Any]
 def held_out_texts(recipe: Recipe, workspace: Workspace) -> dict[str, list[Row]]:
     """Rows with `text` and `language` that no stage trains on, by language; at most `evaluate.limit` of each.
 
-    Plain texts that `test_percent` holds out and, with `denoise_targets`, the targets of the split that is evaluated.
+    Plain texts that `test_percent` holds out and, with `denoise_targets`, the targets of the split that is evaluated;
+    but none that also occurs among the training texts or targets, as short texts do.
     """
     data = PreparedData(workspace.data)
     found: dict[str, dict[str, Row]] = {}
@@ -39,6 +40,10 @@ def held_out_texts(recipe: Recipe, workspace: Workspace) -> dict[str, list[Row]]
         for row in data.examples(recipe.evaluate.split):
             text, language = row["target"], row["target_language"]
             found.setdefault(language, {})[text] = {"text": text, "language": language}
+    for table, text, language in ((data.texts(), "text", "language"), (data.trained(), "target", "target_language")):
+        for row in table.select_columns([text, language]):
+            found.get(row[language], {}).pop(row[text], None)
+    found = {language: rows for language, rows in found.items() if rows}
     return {language: list(rows.values())[: recipe.evaluate.limit] for language, rows in sorted(found.items())}
 
 

@@ -6,6 +6,7 @@ what belongs into a card).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from enc2gen.corpora.languages import base_language, language_name
 from enc2gen.experiments import findings
-from enc2gen.experiments.bridge.tables import markdown
-from enc2gen.experiments.data_config import DatasetConfig, MonolingualConfig
+from enc2gen.experiments.bridge.tables import NOTHING, markdown
+from enc2gen.experiments.data_config import STAGE_NAMES, DatasetConfig, MonolingualConfig
 from enc2gen.experiments.findings import METRIC_LABELS, METRIC_TERMS
 from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.workspace import Workspace
@@ -130,8 +131,8 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) ->
 
 
 def _base_model(recipe: Recipe) -> str:
-    system = recipe.systems[recipe.main_system]
-    name = system.whole_model or recipe.encoder_of(recipe.main_system).name
+    first = ([before for _, before in _earlier(recipe)] or [recipe])[-1]
+    name = first.systems[first.main_system].whole_model or first.encoder_of(first.main_system).name
     return HUB_NAMES.get(name, name)
 
 
@@ -151,19 +152,38 @@ def _shown(path: str, recipe: Recipe) -> str:
     return Path(path).name if local else path
 
 
+def _earlier(recipe: Recipe) -> list[tuple[Path, Recipe]]:
+    """The runs whose models this one started from, the last first, as (folder, recipe); others are not known."""
+    start = recipe.systems[recipe.main_system].start
+    for folder in Path(start).parents if start else ():
+        path = folder / "recipe.json"
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for stage in STAGE_NAMES:  # a resolved recipe has the stages' own seeds, which a recipe may not set
+                if content.get(stage):
+                    del content[stage]["training"]["seed"]
+            before = Recipe(**content)
+            return [(folder, before), *_earlier(before)]
+    return []
+
+
 def _corpora(recipe: Recipe) -> list[DatasetConfig | MonolingualConfig]:
-    return [*recipe.data.datasets, *recipe.data.monolingual]
+    recipes = [recipe, *(before for _, before in _earlier(recipe))]
+    found: list[DatasetConfig | MonolingualConfig] = []
+    for each in recipes:
+        found += [*each.data.datasets, *each.data.monolingual]
+    return found
 
 
 def _origin(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -> str:
     name = recipe.main_system
     system = recipe.systems[name]
     names = ", ".join(f"{language_name(tag)} ({tag})" for tag in recipe.languages)
-    grown = (
-        f"trained on from the model `{_shown(given, recipe)}`"
-        if (given := system.whole_model)
-        else f"grown from the encoder `{_shown(_base_model(recipe), recipe)}`"
-    )
+    grown = f"grown from the encoder `{_shown(_base_model(recipe), recipe)}`"
+    if system.whole_model and _earlier(recipe):
+        grown += " and trained in several runs"
+    elif system.whole_model:
+        grown = f"trained on from the model `{_shown(system.whole_model, recipe)}`"
     lines = [f"A text generator {grown} with enc2gen {metrics['enc2gen']}. It writes {names}.", ""]
     term = findings.SYSTEM_TERMS.get(system.preset)
     lines.append(f"- System: `{name}`, preset `{system.preset}`{f': {term}' if term else ''}")
@@ -205,25 +225,38 @@ print(generator.generate([{text!r}], target_language={tag!r}))
 
 
 def _training_data(recipe: Recipe, workspace: Workspace) -> str:
-    rows = [
-        [
-            f"`{_shown(dataset.path, recipe)}`",
-            dataset.task,
-            ", ".join(dataset.stages) or "vocabulary only",
-            dataset.licence or NO_LICENCE,
-        ]
-        for dataset in recipe.data.datasets
-    ]
-    rows += [
-        [f"`{_shown(corpus.path, recipe)}`", "plain text", "pretrain", corpus.licence or NO_LICENCE]
-        for corpus in recipe.data.monolingual
-    ]
+    rows = _corpus_rows(recipe, "")
+    for _, before in _earlier(recipe):
+        rows += _corpus_rows(before, f", in the run {before.name}")
+    note = ""
+    if recipe.systems[recipe.main_system].whole_model and not _earlier(recipe):
+        note = "What the model that this one started from was trained on is not listed."
     header = ["corpus", "task", "stages", "licence and terms, as noted by who trained the model"]
-    table = markdown({"title": "Data", "note": "", "header": header, "rows": rows, "texts": True})
+    table = markdown({"title": "Data", "note": note, "header": header, "rows": rows, "texts": True})
     counts = workspace.read_json(workspace.data / "summary.json")["counts"]
     languages = list(dict.fromkeys(tag for by_language in counts.values() for tag in by_language))
     numbers = [[language_name(tag), *(f"{found.get(tag, 0):,}" for found in counts.values())] for tag in languages]
     return f"{table}\nExamples by the language written:\n\n{_plain_table(['texts in', *counts], numbers)}"
+
+
+def _corpus_rows(recipe: Recipe, where: str) -> list[list[str]]:
+    """Corpora of one run, with the stages of that run that read them."""
+    had = [stage for stage in STAGE_NAMES if getattr(recipe, stage) is not None]
+    adapted = ["adapt"] if recipe.encoder_of(recipe.main_system).adapt is not None else []
+    rows = []
+    corpora: list[DatasetConfig | MonolingualConfig] = [*recipe.data.datasets, *recipe.data.monolingual]
+    for corpus in corpora:
+        task, reads = (
+            ("plain text", ("pretrain",)) if isinstance(corpus, MonolingualConfig) else (corpus.task, corpus.stages)
+        )
+        stages = adapted + [stage for stage in had if stage in reads]
+        path, licence = f"`{_shown(corpus.path, recipe)}`", corpus.licence or NO_LICENCE
+        rows.append([path, task, (", ".join(stages) or "not trained on") + where, licence])
+    return rows
+
+
+def _loss(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
 
 
 def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -233,12 +266,16 @@ def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _training(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     rows = []
-    for stage in ("pretrain", "finetune"):
-        result = metrics["training"].get(f"{recipe.main_system}/{stage}")
+    results = [(recipe, stage, metrics["training"].get(f"{recipe.main_system}/{stage}")) for stage in STAGE_NAMES]
+    for folder, before in _earlier(recipe):
+        found = {stage: folder / "systems" / before.main_system / stage / "result.json" for stage in STAGE_NAMES}
+        read = {stage: json.loads(path.read_text("utf-8")) for stage, path in found.items() if path.exists()}
+        results = [(before, stage, read.get(stage)) for stage in STAGE_NAMES] + results
+    for owner, stage, result in results:
         if result is not None:
-            training = recipe.training(recipe.main_system, stage)
+            training = owner.training(owner.main_system, stage)
             rate = "" if training is None else f"{training.learning_rate:g}"
-            row = [stage, f"{result['steps']:,}", f"{result['tokens']:,}", rate, f"{result['best_loss']:.2f}"]
+            row = [stage, f"{result['steps']:,}", f"{result['tokens']:,}", rate, _loss(result["best_loss"])]
             rows.append([*row, findings.duration(result["seconds"])])
     header = ["stage", "updates", "tokens (source and target)", "learning rate", "best validation loss", "time"]
     machine = metrics["machine"]

@@ -82,13 +82,13 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     """
     _check_lengths(recipe)
     counts: Counter[tuple[str, str]] = Counter()
-    by_source: Counter[tuple[str | None, str]] = Counter()
+    pairs: Counter[tuple[str, str | None, str]] = Counter()
     workspace.data.mkdir(parents=True, exist_ok=True)
     writers = {split: _Writer(workspace.data / f"{split}.parquet", _EXAMPLE) for split in SPLITS}
     for dataset in recipe.data.datasets:
         for split, example in _chosen(_grouped(_split_examples(dataset, recipe)), dataset):
             counts[split if dataset.stages else "vocabulary", example.target_language] += 1
-            by_source[example.source_language, example.target_language] += split == recipe.evaluate.split
+            pairs[split, example.source_language, example.target_language] += 1
             row = {name: value for name, value in asdict(example).items() if name != "group"}
             writers[split].add({**row, "stages": list(dataset.stages)})
     for writer in writers.values():
@@ -100,7 +100,6 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
         writers[name].add({"text": text, "language": language})
     for writer in writers.values():
         writer.close()
-    _check_counts(recipe, counts, by_source)
     tags = _languages(recipe, PreparedData(workspace.data))
     summary: dict[str, Any] = {
         "languages": tags,
@@ -108,6 +107,7 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
             split: {tag: n for (s, tag), n in sorted(counts.items()) if s == split}
             for split in (*SPLITS, *names, "vocabulary")
         },
+        "pairs": [[*pair, count] for pair, count in pairs.items()],
     }
     workspace.write_json(workspace.data / "summary.json", summary)
     for split, found in summary["counts"].items():
@@ -273,13 +273,19 @@ def _check_lengths(recipe: Recipe) -> None:
                 )
 
 
-def _check_counts(recipe: Recipe, counts: Counter[tuple[str, str]], by_source: Counter[tuple[str | None, str]]) -> None:
-    for (source, target), found in by_source.items():
-        if target in recipe.languages and found == 1:
+def check_counts(recipe: Recipe, workspace: Workspace) -> None:
+    """Raise `DataError` unless there is something to train on, and enough of the split that `recipe` evaluates.
+
+    Prepared data may have been made for a run that evaluates another split.
+    """
+    summary = workspace.read_json(workspace.data / "summary.json")
+    counts = Counter({(split, tag): n for split, found in summary["counts"].items() for tag, n in found.items()})
+    for split, source, target, found in summary["pairs"]:
+        if split == recipe.evaluate.split and target in recipe.languages and found == 1:
             raise DataError(
-                f"there is one {recipe.evaluate.split} example only from {source} to {target}",
+                f"there is one {split} example only from {source} to {target}",
                 where="data.datasets",
-                remedy=f"raise {recipe.evaluate.split}_percent: the shuffled-source control needs two or more",
+                remedy=f"raise {split}_percent: the shuffled-source control needs two or more",
             )
     for tag in recipe.languages:
         if counts["vocabulary", tag] and not any(counts[split, tag] for split in SPLITS):

@@ -22,7 +22,7 @@ from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.experiments.data_config import STAGE_NAMES, DataConfig, StageName
 from enc2gen.experiments.encoder_config import EncoderConfig
 from enc2gen.experiments.objectives import OBJECTIVES
-from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section
+from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section, check_training
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.models.baselines import PRESETS, check_options
 from enc2gen.training.config import TrainingConfig
@@ -205,8 +205,9 @@ class Recipe(Section):
                 )
             for stage in STAGE_NAMES:
                 training = self.training(name, stage, system)
-                if training is not None and system.trainer == "transformers":
-                    _check_trainer(training, f"systems.{name}.{stage}")
+                objectives = self.pretrain.objectives if self.pretrain is not None and stage == "pretrain" else ()
+                if training is not None:
+                    check_training(training, system.trainer, objectives, where=f"systems.{name}.{stage}")
         return self
 
     @property
@@ -258,13 +259,6 @@ class Recipe(Section):
             raise ValueError(
                 "; ".join(f"systems.{name}.{stage}.{line}" for line in problems(error, TrainingConfig))
             ) from error
-
-
-def _check_trainer(training: TrainingConfig, where: str) -> None:
-    try:
-        training.check_transformers()
-    except ConfigError as error:
-        raise ValueError(f"{where}: {error.what}; {error.remedy}") from error
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

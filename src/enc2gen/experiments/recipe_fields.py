@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from enc2gen.corpora.languages import normalise_languages
 from enc2gen.data.tasks import build_task
-from enc2gen.errors import Enc2genError
+from enc2gen.errors import ConfigError, Enc2genError
 from enc2gen.evaluation.metrics import METRICS
+from enc2gen.training.config import TrainingConfig
 
 RUN_NAME = r"^[A-Za-z0-9._-]+$"
 """Names of runs, which are folders."""
@@ -36,6 +37,20 @@ def check_task(name: str, fields: Mapping[str, Any]) -> None:
     """`ValueError` unless there is a task `name` whose mapping can be built of `fields`."""
     with field_errors():
         build_task(name, fields)
+
+
+def check_training(training: TrainingConfig, trainer: str, objectives: Sequence[str], *, where: str) -> None:
+    """`ValueError` unless `trainer` can do what `training` says, on examples of these `objectives` of pretraining."""
+    if trainer == "transformers":
+        try:
+            training.check_transformers()
+        except ConfigError as error:
+            raise ValueError(f"{where}: {error.what}; {error.remedy}") from error
+    if training.contrastive is not None and "translation-span-corruption" in objectives:
+        raise ValueError(
+            f"{where}.contrastive takes a text and its translation for a pair, and would take the examples of "
+            "translation-span-corruption for one: use one of the two"
+        )
 
 
 def _normalised(languages: list[str]) -> list[str]:

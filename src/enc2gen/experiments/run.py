@@ -21,7 +21,7 @@ from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
 from enc2gen.experiments.model_card import write_card
-from enc2gen.experiments.prepare import data_files, fingerprint, prepare
+from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, prepare
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.store import Store
@@ -105,6 +105,7 @@ class Run:
             self.workspace.data,
             shared_as="prepare",
         )
+        check_counts(recipe, self.workspace)
 
     def _adapt(self) -> None:
         made: dict[str, encoders.Vocabulary] = {}
