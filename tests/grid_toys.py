@@ -10,6 +10,8 @@ import yaml
 
 from enc2gen.cli import main
 from enc2gen.experiments.grid.engines import Command, Outcome
+from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.grid.records import RunRecord
 
 LETTERS = "abcdefghij"
 CYRILLIC = dict(zip(LETTERS, "абвгдежзий", strict=True))
@@ -80,6 +82,15 @@ def write_definition(path: Path, content: dict[str, Any]) -> Path:
     """The definition as a file."""
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def finish(run: GridRun, status: int = 0) -> GridRun:
+    """The run, recorded as begun and ended now."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord(run)
+    record.begin()
+    record.add(status, 0.0, 0.0)
+    return run
 
 
 class InProcess:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,13 +16,14 @@ import pytest
 
 from enc2gen.errors import Interrupted, OutputError
 from enc2gen.experiments.grid.definition import load_experiment
-from enc2gen.experiments.grid.engines import Command, LocalRunner, Outcome, RayRunner, Runner
+from enc2gen.experiments.grid.engines import RUNNERS, Command, LocalRunner, Outcome, RayRunner, Runner
 from enc2gen.experiments.grid.execution import Execution, tail
 from enc2gen.experiments.grid.planning import Planner
 from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.run import ExperimentRun
+from enc2gen.experiments.recipe import load_recipe
 from enc2gen.experiments.store import Store, link_file
-from grid_toys import InProcess, definition, write_definition, write_pairs
+from grid_toys import InProcess, definition, stage, write_definition, write_pairs
 
 BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
 SAVES = """
@@ -159,6 +162,87 @@ def test_changed_data_is_worked_on_again(tmp_path: Path) -> None:
     again = Pretend()
     execution(again, tmp_path).carry_out(runs)
     assert len(again.started) == 4
+
+
+def test_a_run_whose_start_is_not_carried_out_fails_instead_of_waiting(tmp_path: Path) -> None:
+    class Impatient(Pretend):
+        looks = 0
+
+        def ended(self) -> Iterator[tuple[str, Outcome]]:
+            self.looks += 1
+            assert self.looks < 100, "waits for ever"
+            return super().ended()
+
+    task = planned(tmp_path).runs({})[1]
+    (failed,) = execution(Impatient(), tmp_path).carry_out([task])
+    assert failed.run is task and "is not among the runs" in failed.reason
+
+
+def test_variants_that_share_training_may_choose_other_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wide beam is best with the first rate, the narrow one with the second."""
+
+    class Searched(Pretend):
+        def start(self, name: str, command: Command) -> None:
+            assert len(self.started) < 20
+            super().start(name, command)
+            recipe = load_recipe(command.log.parent / "recipe.yaml")
+            folder = command.log.parent / "systems" / recipe.main_system
+            folder.mkdir(parents=True, exist_ok=True)
+            (command.log.parent / "stages").mkdir(exist_ok=True)
+            rate = recipe.finetune.training.learning_rate if recipe.finetune is not None else 0.0
+            wide = recipe.evaluate.decoding.num_beams > 1
+            scores = {"kk": {"chrf++": {"value": -rate if wide else rate}}}
+            (folder / "scores.json").write_text(json.dumps({"scores": scores}))
+
+        def ended(self) -> Iterator[tuple[str, Outcome]]:
+            self.looks = getattr(self, "looks", 0) + 1
+            assert self.looks < 500, "waits for ever"
+            return super().ended()
+
+    runner = Searched()
+    monkeypatch.setitem(RUNNERS._entries, "pretend", lambda jobs, folder: runner)
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 3}}}}
+    search = {"finetune.training.learning_rate": [1e-3, 2e-3]}
+    plan = planned(tmp_path, seeds=2, variants={"shared": {}, "beam": beam}, search=search)
+    experiment = ExperimentRun(plan, None, "", tmp_path / "store", lambda line: None)
+    experiment.run(engine="pretend")
+    assert experiment.failed == []
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [list(results["search"][name]["chosen"].values()) for name in ("shared", "beam")] == [[2e-3], [1e-3]]
+    assert sum(name.startswith(("shared-seed", "beam-seed")) for name in runner.started) == 8
+
+
+def test_data_that_changes_while_a_run_reads_it_is_worked_on_again(tmp_path: Path) -> None:
+    class Changing(Pretend):
+        def start(self, name: str, command: Command) -> None:
+            super().start(name, command)
+            if len(self.started) == 1:
+                write_pairs(tmp_path / "pairs.tsv", 161)
+
+    runs = planned(tmp_path, variants={"shared": {}}).runs({})
+    assert execution(Changing(), tmp_path).carry_out(runs) == []
+    assert [RunRecord(run).finished for run in runs] == [False, False]  # the task, because of what it started from
+    again = Pretend()
+    execution(again, tmp_path).carry_out(runs)
+    assert len(again.started) == 2 and all(RunRecord(run).finished for run in runs)
+    shutil.rmtree(runs[0].folder)
+    assert RunRecord(runs[1]).finished  # the model that it started from may be removed
+
+
+@pytest.mark.parametrize("given", [{"start": "{model}"}, {"preset": "pretrained", "options": {"name": "{model}"}}])
+def test_another_model_in_the_folder_to_start_from_is_other_input(tmp_path: Path, given: dict[str, Any]) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_text("one")
+    system = json.loads(json.dumps(given).replace("{model}", str(model)))
+    recipe = definition(Path("encoder"))["recipe"] | {"encoder": {"name": "encoder"}}
+    for pretraining in (None, {"pretrain": stage()}):
+        changes = {"pretraining": pretraining, "recipe": recipe, "variants": {"shared": {"system": system}}}
+        runs = planned(tmp_path, **changes).runs({})
+        execution(Pretend(), tmp_path).carry_out(runs)
+        assert all(RunRecord(run).finished for run in runs)
+        (model / "model.safetensors").write_text(f"two{pretraining}")
+        assert not any(RunRecord(run).finished for run in runs)
 
 
 def test_ctrl_c_lets_runs_save_starts_no_more_and_the_next_call_goes_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from enc2gen.experiments.grid.planning import Planner
 from enc2gen.experiments.grid.run import resolved
 from enc2gen.experiments.grid.searching import choose, first_values
 from enc2gen.experiments.recipe import load_recipe
-from grid_toys import definition, stage, write_definition, write_pairs
+from grid_toys import definition, finish, stage, write_definition, write_pairs
 
 ENCODER = Path("encoder")
 
@@ -124,7 +124,10 @@ def test_the_search_is_scored_on_the_development_set_and_its_best_value_is_used_
     planned = planner(
         tmp_path, folder=str(tmp_path / "out"), seeds=2, search={"finetune.training.learning_rate": rates}
     )
-    searches = [run for run in planned.searches() if run.kind == "search"]
+    every = planned.searches()
+    searches = [run for run in every if run.kind == "search"]
+    for run in every:
+        finish(run)
     assert len(searches) == 6 and {run.seed for run in searches} == {0}
     scores = {"shared": [3.0, 9.0, 4.0], "random": [None, None, None]}
     for run, score in zip(searches, scores["shared"] + scores["random"], strict=True):
@@ -143,6 +146,57 @@ def test_the_search_is_scored_on_the_development_set_and_its_best_value_is_used_
         assert run.recipe.finetune is not None and run.recipe.finetune.training.learning_rate == 2e-3
         assert run.recipe.evaluate.split == "test"
     assert final[0].same_training is searches[1] and final[1].same_training is None
+    finish(searches[1], status=1)  # it was tried again, and failed
+    assert choose(planned, searches)[1]["shared"][setting]["0.002"] is None
+
+
+def test_runs_need_only_what_is_planned_with_the_same_choice(tmp_path: Path) -> None:
+    setting = "finetune.training.learning_rate"
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 3}}}}
+    planned = planner(tmp_path, seeds=2, variants={"shared": {}, "beam": beam}, search={setting: [1e-3, 2e-3]})
+    searches = planned.searches()
+    planned.runs(first_values(planned))  # a look ahead
+    found = planned.runs({"shared": ((setting, 2e-3),), "beam": ((setting, 1e-3),)})
+    listed = {run.folder for run in [*searches, *found]}
+    assert all(need.folder in listed for run in found for need in run.needs)
+
+
+def test_the_model_that_a_system_goes_on_from_is_part_of_its_training(tmp_path: Path) -> None:
+    systems = {name: {"system": {"start": f"models/{name}"}} for name in ("one", "two")}
+    recipe = definition(ENCODER)["recipe"] | {"encoder": {"name": str(ENCODER)}}
+    for pretraining in (None, {"pretrain": stage()}):
+        found = runs(tmp_path, recipe=recipe, variants=systems, reference="one", pretraining=pretraining)
+        assert {run.variant for run in found} == {"one", "two"}
+        assert all(run.same_training is None for run in found)
+        kept = [run for run in found if run.variant == "one"]
+        changed = {**systems, "one": {"system": {"start": "models/three"}}}
+        again = runs(tmp_path, recipe=recipe, variants=changed, reference="one", pretraining=pretraining)
+        assert not {run.name for run in kept} & {run.name for run in again}
+        first = [run.recipe.systems["one"].start for run in kept]
+        assert first[0] == "models/one" and (pretraining is None or str(first[1]).endswith("systems/one/pretrained"))
+
+
+@pytest.mark.parametrize("pretraining", [{}, False])
+def test_a_pretrained_model_is_pretrained_further_like_any_other(tmp_path: Path, pretraining: Any) -> None:
+    given = {"preset": "pretrained", "options": {"name": "google/mt5-small"}}
+    other = {"preset": "pretrained", "options": {"name": "google/mt5-base"}}
+    variants = {name: {"system": s, "pretraining": pretraining} for name, s in (("small", given), ("base", other))}
+    before, task, _, large = runs(tmp_path, variants=variants, reference="small")
+    assert before.recipe.systems["small"].whole_model == "google/mt5-small"
+    model = "initial" if pretraining is False else "pretrained"
+    assert task.recipe.systems["small"].whole_model == f"{before.folder.as_posix()}/systems/small/{model}"
+    assert large.same_training is None and large.folder != task.folder
+
+
+def test_training_settings_of_a_system_are_searched_for_the_task_alone(tmp_path: Path) -> None:
+    search = {"system.finetune.learning_rate": [1e-3, 2e-3]}
+    found = planner(tmp_path, variants={"shared": {}}, search=search).searches()
+    assert [run.kind for run in found] == ["pretrain", "search", "search"]
+    rates = [training.learning_rate for run in found if (training := run.recipe.training("shared", "finetune"))]
+    assert rates == [1e-3, 2e-3]
+    cold = {"shared": {}, "cold": {"pretraining": False}}
+    found = planner(tmp_path, variants=cold, search={"system.pretrain.learning_rate": [1e-3, 2e-3]}).searches()
+    assert {run.variant for run in found} == {"shared"}
 
 
 def test_a_setting_that_a_variant_overrides_cannot_be_searched(tmp_path: Path) -> None:
@@ -216,6 +270,14 @@ def test_results_json_is_a_definition_of_the_same_runs(tmp_path: Path) -> None:
         ({"variants": {"shared": {"sistem": {}}}}, "did you mean 'system'"),
         ({"pretraining": None, "variants": {"shared": {"pretraining": {"pretrain": {}}}}}, "has no pretraining"),
         ({"seeds": [1, 1]}, "each once"),
+        ({"tasks": {"t": {"system": {"preset": "base-a"}}}}, "tasks.t.system: the system is the same"),
+        ({"pretraining": {"system": {"preset": "base-a"}}}, "pretraining.system: the system is the same"),
+        ({"tasks": {"t": {"encoder": {"dropout": 0.1}}}}, "tasks.t.encoder: tasks start from"),
+        (
+            {"tasks": {"t": {}}, "variants": {"shared": {"tasks": {"t": {"encoder": {"dropout": 0.1}}}}}},
+            "variants.shared.tasks.t.encoder: tasks start from",
+        ),
+        ({"pretraining": None, "variants": {"shared": {"pretraining": False}}}, "has no pretraining"),
     ],
 )
 def test_what_is_wrong_with_a_definition_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -228,6 +290,14 @@ def test_what_is_wrong_with_a_definition_is_said(tmp_path: Path, changes: dict[s
 def test_mistakes_in_a_recipe_are_found_while_planning(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)toy: random.*max_stepps"):
         runs(tmp_path, variants={"shared": {}, "random": {"recipe": {"finetune": {"training": {"max_stepps": 1}}}}})
+
+
+@pytest.mark.parametrize("data", [None, {}, {"datasets": "pairs.tsv"}, {"datasets": ["pairs.tsv"]}])
+def test_sizes_without_data_are_a_mistake_in_the_recipe(tmp_path: Path, data: Any) -> None:
+    recipe = definition(ENCODER)["recipe"]
+    del recipe["data"]
+    with pytest.raises(ConfigError, match="data"):
+        runs(tmp_path, recipe=recipe | ({"data": data} if data is not None else {}), pretraining=None, sizes=[5])
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.yaml", "text.json"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from enc2gen.experiments.grid.report import print_results, write_report
 from enc2gen.experiments.grid.results import collect
 from enc2gen.experiments.grid.tables import caution, findings, result_tables
 from enc2gen.experiments.recipe import Recipe
+from grid_toys import finish
 
 WORDS = [f"сөз{index}" for index in range(60)]
 SENTENCES = 25
@@ -90,7 +92,7 @@ def a_run(
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     cell = f"{variant}/{size}" if size else variant
-    return GridRun(cell, variant, "task", size, seed, folder, recipe, "task", **more)
+    return finish(GridRun(cell, variant, "task", size, seed, folder, recipe, "task", **more))
 
 
 def some_runs(root: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> list[GridRun]:
@@ -152,6 +154,19 @@ def test_unfinished_runs_are_told_and_lose_nobody_else(tmp_path: Path) -> None:
     nothing = collect(EXPERIMENT, [], failed=failed)
     page = write_report(nothing, tmp_path).read_text()
     assert "killed by &lt;signal&gt; 9" in page and not (tmp_path / "scores.png").exists()
+
+
+def test_what_was_done_with_other_data_or_failed_since_is_not_counted(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = some_runs(tmp_path, (0, 1))
+    finish(runs[-1], status=1)
+    results = collect(EXPERIMENT, runs)
+    assert list(results["cells"]["none"]["kk"]["chrf++"]["seeds"]) == ["0"]
+    assert list(results["curves"]["fine-tuning"]["none"]) == ["0"]
+    assert [entry["run"] for entry in results["failed"]] == ["none-seed1"]
+    (tmp_path / "pairs.tsv").write_text("en\tkk\n")
+    finish(runs[0])
+    assert list(collect(EXPERIMENT, runs)["cells"]) == ["full"]
 
 
 def test_other_test_sentences_are_left_out_of_a_comparison(tmp_path: Path) -> None:
@@ -301,6 +316,32 @@ def test_the_report_needs_results_json_only_and_nothing_from_elsewhere(tmp_path:
     print_results(results, screen)
     shown = screen.export_text()
     assert "against full: worse" in shown and re.search(r"none +│ Kazakh +│ +\d+\.\d \[", shown)
+
+
+def test_the_search_is_called_the_same_only_if_it_is(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    tried = {"rate": {"0.0001": 30.0, "0.0003": 33.0}, "chosen": {"rate": 0.0003}}
+    results["search"] = {"full": tried, "none": {**tried, "chosen": {"rate": 0.0001}}}
+    assert "Every variant gets the same search." in table(results, "Search")["note"]
+    results["search"] = {"full": tried, "none": {"rate": {"0.01": 3.0}}}
+    assert "searches are not the same." in table(results, "Search")["note"]
+    results["search"] = {"full": tried}
+    assert "searches are not the same; without one: none." in table(results, "Search")["note"]
+
+
+def test_each_run_is_done_again_by_one_command_in_a_new_folder(tmp_path: Path) -> None:
+    before = finish(replace(a_run(tmp_path, "before", 0, 0.1), kind="pretrain", stage="pretrain"))
+    built = finish(replace(a_run(tmp_path, "untrained", 0, 0.1), kind="pretrain", stage="build"))
+    twins = [a_run(tmp_path, name, 0, 0.2, start=before) for name in ("full", "none")]
+    results = collect(EXPERIMENT, [*twins, a_run(tmp_path, "none", 1, 0.2, start=built), a_run(tmp_path, "full", 2, 0)])
+    found = {
+        row[2].split()[2]: (row[2].split()[1], row[2].split()[3:]) for row in table(results, "Rerun a cell")["rows"]
+    }
+    assert len(table(results, "Rerun a cell")["rows"]) == len(found) == 6
+    verbs = {"before-seed0": "pretrain", "untrained-seed0": "build", "full-seed0": "run", "full-seed2": "run"}
+    for name, verb in verbs.items():
+        wanted = (verb, ["--output", f"runs/again/{name}"])
+        assert found[f"{(tmp_path / 'runs' / name).as_posix()}/recipe.yaml"] == wanted
 
 
 def test_sizes_are_compared_with_the_reference_of_the_same_size(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from enc2gen.cli import main
 from enc2gen.experiments.grid.engines import RUNNERS
 from grid_toys import InProcess, definition, stage, write_definition, write_pairs
+from test_pretrained import KINDS
 
 
 @pytest.fixture
@@ -117,3 +118,29 @@ def test_pretraining_in_a_run_of_its_own_changes_nothing(
     assert found.keys() == expected.keys()
     for name in found:
         assert "pooler" in name or torch.equal(found[name], expected[name]), name  # the pooler takes no part
+
+
+def test_a_pretrained_model_goes_through_pretraining_and_task(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess
+) -> None:
+    model, tokenizer = KINDS["mbart50"]()
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    write_pairs(tmp_path / "pairs.tsv")
+    system = {"preset": "pretrained", "options": {"name": str(tmp_path / "whole")}}
+    variants = {"trained": {"system": system}, "cold": {"system": system, "pretraining": False}}
+    content = definition(encoder_folder, variants=variants, reference="trained")
+    write_definition(tmp_path / "toy.yaml", content)
+    assert experiment(tmp_path) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["cells"]) == {"trained", "cold"}
+    folders = {folder.name.rsplit("-", 1)[0]: folder for folder in (tmp_path / "out" / "runs").iterdir()}
+    weights = "model.safetensors"
+    for name, before, stage_folder in (
+        ("trained", "trained-pretraining", "pretrained"),
+        ("cold", "cold-untrained", "initial"),
+    ):
+        theirs = folders[f"{before}-seed0"] / "systems" / name / stage_folder / weights
+        assert (folders[f"{name}-seed0"] / "systems" / name / "initial" / weights).read_bytes() == theirs.read_bytes()
+    card = (folders["trained-seed0"] / "model" / "README.md").read_text(encoding="utf-8")
+    assert "preset `pretrained`" in card and "whole" in card

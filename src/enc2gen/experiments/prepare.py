@@ -141,7 +141,7 @@ def _hashed(file: Path, modified: int) -> str:
 def data_files(recipe: Recipe) -> list[str]:
     """Names of everything the recipe reads text from."""
     named = [path for d in recipe.data.datasets for path in (d.path, d.dev, d.test) if path is not None]
-    return named + [corpus.path for corpus in recipe.data.monolingual]
+    return [_expand(path, recipe) for path in (*named, *(corpus.path for corpus in recipe.data.monolingual))]
 
 
 class _Writer:

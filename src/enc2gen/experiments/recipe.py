@@ -114,14 +114,14 @@ class SystemConfig(Section):
             check_options(self.preset, self.options)
         except Enc2genError as error:
             raise ValueError(error.what) from error
-        if self.preset == "pretrained" and (self.start or self.encoder):
-            raise ValueError("the preset 'pretrained' is a whole model: leave out start and encoder")
+        if self.preset == "pretrained" and self.encoder:
+            raise ValueError("the preset 'pretrained' is a whole model: leave out encoder")
         return self
 
     @property
     def whole_model(self) -> str | None:
         """Name of the model that this system goes on from; None if it grows from an encoder."""
-        return self.options["name"] if self.preset == "pretrained" else self.start
+        return self.start or (self.options["name"] if self.preset == "pretrained" else None)
 
 
 class EvaluationConfig(Section):

@@ -104,18 +104,27 @@ class Experiment(Section):
             listed = list(slugs)
             if len(set(listed)) < len(listed) or not all(listed) or set(listed) & set(FLOORS):
                 raise ValueError(f"{kind}: names must differ in letters and digits, and not be {' or '.join(FLOORS)}")
-        for key in ("name", "seed", "output", "systems"):
-            for where, content in self._contents():
-                if key in content:
-                    raise ValueError(f"{where}.{key}: the experiment itself sets this")
+        for where, content in self._contents():
+            self._check_content(where, content)
+        for where, content in self._task_contents() if self.pretraining is not None else ():
+            if "encoder" in content:
+                raise ValueError(f"{where}.encoder: tasks start from the pretraining run's model and have its encoder")
         for name, variant in self.all_variants.items():
             self._check_variant(name, variant)
         return self
 
+    def _check_content(self, where: str, content: Content) -> None:
+        """Refuse settings that would do nothing."""
+        for key in ("name", "seed", "output", "systems"):
+            if key in content:
+                raise ValueError(f"{where}.{key}: the experiment itself sets this")
+        if "system" in content:
+            raise ValueError(f"{where}.system: the system is the same in all runs of a variant: give it there")
+
     def _check_variant(self, name: str, variant: Variant) -> None:
         if unknown := sorted(set(variant.tasks) - set(self.tasks)):
             raise ValueError(f"variants.{name}.tasks: there is no task {', '.join(unknown)}")
-        if variant.pretraining and self.pretraining is None:
+        if variant.pretraining != {} and self.pretraining is None:
             raise ValueError(f"variants.{name}.pretraining: the experiment has no pretraining")
         for setting, values in self.searched(variant).items():
             if len({json.dumps(value) for value in values}) < len(values):
@@ -124,10 +133,14 @@ class Experiment(Section):
     def _contents(self) -> list[tuple[str, Content]]:
         """Every part of a recipe in the definition, with its place."""
         found = [("recipe", self.recipe), ("pretraining", self.pretraining or {})]
-        found += [(f"tasks.{name}", content) for name, content in self.tasks.items()]
         for name, variant in self.all_variants.items():
             found += [(f"variants.{name}.recipe", variant.recipe)]
             found += [(f"variants.{name}.pretraining", variant.pretraining or {})]
+        return found + self._task_contents()
+
+    def _task_contents(self) -> list[tuple[str, Content]]:
+        found = [(f"tasks.{name}", content) for name, content in self.tasks.items()]
+        for name, variant in self.all_variants.items():
             found += [(f"variants.{name}.tasks.{task}", content) for task, content in variant.tasks.items()]
         return found
 

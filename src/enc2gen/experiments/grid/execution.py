@@ -20,9 +20,6 @@ TAIL_LINES = 12
 """Lines at the end of a failed run's log that are shown (our choice)."""
 _PROMPT = "$ enc2gen "
 
-VERBS = {"build": "build", "pretrain": "pretrain", "evaluate": "evaluate", "report": "run"}
-"""Stage that a run is carried out up to -> verb of the command."""
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -100,12 +97,11 @@ class Execution:
         return [self._failed[run.folder] for run in fresh if run.folder in self._failed]
 
     def _start(self) -> None:
-        """Start whatever is ready, as far as there is room; give up what starts from a run that failed."""
+        """Start whatever is ready, as far as there is room; give up what can never start."""
         for run in list(self._waiting):
-            lost = [other for other in run.needs if other.folder in self._failed]
-            if lost:
+            if (reason := self._hindrance(run)) is not None:
                 self._waiting.remove(run)
-                self._fail(Failure(run, None, f"not started: {lost[0].name}, which it starts from, failed"))
+                self._fail(Failure(run, None, reason))
             elif len(self._under_way) < self._runner.slots and all(n.folder in self._finished for n in run.needs):
                 self._waiting.remove(run)
                 make_ready(run)
@@ -113,9 +109,19 @@ class Execution:
                 self._runner.start(run.name, self._command(run))
                 self._log(f"{run.name}: started")
 
+    def _hindrance(self, run: GridRun) -> str | None:
+        """Why a run can never start; None if it can, now or later."""
+        coming = {other.folder for other in (*self._waiting, *self._under_way.values())}
+        for need in run.needs:
+            if need.folder in self._failed:
+                return f"not started: {need.name}, which it starts from, failed"
+            if need.folder not in self._finished | coming:
+                return f"not started: {need.name}, which it starts from, is not among the runs"
+        return None
+
     def _command(self, run: GridRun) -> Command:
         recipe, log = run.folder / "recipe.yaml", run.folder / LOG
-        arguments = [VERBS[run.stage], recipe.as_posix(), "--store", self._store.as_posix()]
+        arguments = [run.verb, recipe.as_posix(), "--store", self._store.as_posix()]
         arguments += ["--overwrite"] * self._overwrite
         with log.open("a", encoding="utf-8") as file:
             file.write(f"{_PROMPT}{' '.join(arguments)}\n")

@@ -10,6 +10,9 @@ from enc2gen.experiments.recipe import Recipe
 
 RunKind = Literal["pretrain", "task", "search"]
 
+VERBS = {"build": "build", "pretrain": "pretrain", "evaluate": "evaluate", "report": "run"}
+"""Stage that a run is carried out up to -> verb of the command."""
+
 ONLY_TASK = "task"
 """Name of the task of an experiment that names none."""
 
@@ -52,6 +55,11 @@ class GridRun:
     def name(self) -> str:
         """The name of its folder."""
         return self.folder.name
+
+    @property
+    def verb(self) -> str:
+        """The verb of the command that carries it out: `enc2gen VERB RECIPE`."""
+        return VERBS[self.stage]
 
     @property
     def needs(self) -> tuple[GridRun, ...]:

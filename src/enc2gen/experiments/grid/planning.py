@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from enc2gen.errors import ConfigError
 from enc2gen.experiments.data_config import STAGE_NAMES
+from enc2gen.experiments.grid.checks import check_start
 from enc2gen.experiments.grid.definition import Content, Experiment, Variant, slug
 from enc2gen.experiments.grid.plan import ONLY_TASK, GridRun, RunKind
 from enc2gen.experiments.recipe import Recipe, digest, merge, validated
@@ -22,7 +23,10 @@ DATA = "{data}"
 """In paths of a definition: the folder of --data."""
 
 BEFORE_TASKS = ("pretrain.", "system.", "encoder.")
-"""Settings with these beginnings concern the pretraining run, too."""
+"""Settings with these beginnings concern the pretraining run, too, but for those of `OF_TASKS`."""
+
+OF_TASKS, OF_PRETRAINING = "system.finetune.", ("pretrain.", "system.pretrain.")
+"""Beginnings of settings that concern tasks alone, and pretraining alone."""
 
 
 @dataclass
@@ -86,11 +90,17 @@ class Planner:
         """The settings that are searched for a variant; those of a pretraining that it does not have are left out."""
         given = self.experiment.searched(variant)
         if variant.pretraining is False:
-            return {setting: values for setting, values in given.items() if not setting.startswith("pretrain.")}
+            return {setting: values for setting, values in given.items() if not setting.startswith(OF_PRETRAINING)}
         return given
 
     def runs(self, chosen: Mapping[str, Settings]) -> list[GridRun]:
-        """Every pretraining and task run, with the settings that were chosen for each variant."""
+        """Every pretraining and task run, with the settings that were chosen for each variant.
+
+        What was planned for a search is known here; what another choice would need is not.
+        """
+        return replace(self, _pretrained=dict(self._pretrained), _trained=dict(self._trained))._chosen_runs(chosen)
+
+    def _chosen_runs(self, chosen: Mapping[str, Settings]) -> list[GridRun]:
         found: list[GridRun] = []
         sizes: list[int | None] = [*self.experiment.sizes] or [None]
         for name, variant in self.variants.items():
@@ -120,10 +130,14 @@ class Planner:
         parts = [name, *([task] if self.experiment.tasks else []), *([str(size)] if size is not None else [])]
         training = self._training_hash({**content, "seed": seed}, start, cell)
         same = self._trained.get(training)
+        if start is not None:
+            content = {**content, "system": {**content["system"], "start": _model_of(start)}}
         system = same.recipe.main_system if same is not None else slug(name)
         whole = digest([training, content.get("evaluate")])
         run = self._run(cell, name, parts, seed, content, system, whole, kind, start=start, settings=settings)
         made = GridRun(**{**run, "task": task, "size": size, "same_training": same})
+        if start is not None:
+            check_start(start, made.recipe, f"{self.experiment.name}: {cell}")
         if same is not None and same.folder == made.folder:
             yield same if same.kind == kind else made
             return
@@ -138,7 +152,8 @@ class Planner:
         content = {key: value for key, value in content.items() if key not in ("finetune", "evaluate")}
         system = merge(self.experiment.system, variant.system)
         content["system"] = {key: value for key, value in system.items() if key != "finetune"}
-        content = _with_settings(content, tuple(found for found in settings if found[0].startswith(BEFORE_TASKS)))
+        before = [found for found in settings if found[0].startswith(BEFORE_TASKS)]
+        content = _with_settings(content, tuple(found for found in before if not found[0].startswith(OF_TASKS)))
         content = self._located(content, name)
         stage = "pretrain" if trains else "build"
         whole = digest([self._training_hash({**content, "seed": seed}, None, f"{name}, pretraining"), stage])
@@ -158,10 +173,7 @@ class Planner:
         content = merge(self.experiment.recipe, self.experiment.tasks.get(task, {}))
         content = merge(merge(content, variant.recipe), variant.tasks.get(task, {}))
         content = _with_settings({**content, "system": merge(self.experiment.system, variant.system)}, settings)
-        if size is not None:
-            sets = content.get("data", {}).get("datasets", [])
-            content["data"] = {**content["data"], "datasets": [{**dataset, "train_limit": size} for dataset in sets]}
-        return self._located(content, name)
+        return self._located(_limited(content, size) if size is not None else content, name)
 
     def _located(self, content: Content, variant: str) -> Content:
         """`content` with `{data}` replaced."""
@@ -185,7 +197,7 @@ class Planner:
         recipe = self._recipe(content, "run", "system", content["seed"], where)
         said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "output", "description"})
         said.pop("evaluate", None)
-        kept = ("preset", "options", "trainer")
+        kept = ("preset", "options", "start", "trainer")
         system = {key: value for key, value in said.pop("systems")["system"].items() if key in kept}
         said["encoder"] = recipe.encoder_of("system").model_dump(mode="json", exclude_defaults=True)
         for stage in STAGE_NAMES:
@@ -235,17 +247,34 @@ class Planner:
 
 
 def _going_on(content: Content, start: GridRun, *, own_pretraining: bool) -> Content:
-    """The content of a task's run that starts from another run's model, which brings vocabulary and layers along."""
+    """The content of a task's run that starts from another run's model, which brings vocabulary and layers along.
+
+    Preset and options say what the model is; the start itself is not in it, as the name of its folder is no setting.
+    """
     system = content["system"]
     kept = content if own_pretraining else {key: value for key, value in content.items() if key != "pretrain"}
-    dropped = {"encoder", *(() if own_pretraining else ("pretrain",))}
-    name = start.recipe.main_system
-    model = start.folder / "systems" / name / ("pretrained" if start.stage == "pretrain" else "initial")
+    dropped = {"encoder", "start", *(() if own_pretraining else ("pretrain",))}
     return {
         **kept,
-        "encoder": {"name": start.recipe.encoder_of(name).name},
-        "system": {key: value for key, value in system.items() if key not in dropped} | {"start": model.as_posix()},
+        "encoder": {"name": start.recipe.encoder_of(start.recipe.main_system).name},
+        "system": {key: value for key, value in system.items() if key not in dropped},
     }
+
+
+def _model_of(start: GridRun) -> str:
+    """Folder of the model that a pretraining run leaves."""
+    model = "pretrained" if start.stage == "pretrain" else "initial"
+    return (start.folder / "systems" / start.recipe.main_system / model).as_posix()
+
+
+def _limited(content: Content, size: int) -> Content:
+    """`content` with `size` training examples per data set; one without data sets is left to the recipe's checks."""
+    data = content.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("datasets"), list):
+        return content
+    limit = {"train_limit": size}
+    sets = [merge(dataset, limit) if isinstance(dataset, Mapping) else dataset for dataset in data["datasets"]]
+    return {**content, "data": {**data, "datasets": sets}}
 
 
 def points(searched: Mapping[str, list[Any]]) -> list[Settings]:

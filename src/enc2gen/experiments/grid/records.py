@@ -40,10 +40,18 @@ class RunRecord:
     @property
     def inputs(self) -> str:
         """Hash of what the run depends on beside its settings, which its folder stands for."""
-        run = self.run
-        before = [RunRecord(other).inputs for other in run.needs]
-        names = [*data_files(run.recipe), run.recipe.encoder.name]
-        return digest([__version__, run.stage, run.recipe.main_system, fingerprint(*names), before])
+        return self._inputs([RunRecord(other).inputs for other in self.run.needs])
+
+    def _inputs(self, before: list[str | None]) -> str:
+        """That hash, given those of the runs that this one needs."""
+        recipe, system = self.run.recipe, self.run.recipe.main_system
+        names = [*data_files(recipe), recipe.encoder.name]
+        own = recipe.encoder_of(system).name
+        names += [own] if own != recipe.encoder.name else []
+        # A model that another run of the grid made has its inputs in `before`.
+        model = recipe.systems[system].whole_model if self.run.start is None else None
+        names += [model] if model is not None else []
+        return digest([__version__, self.run.stage, system, fingerprint(*names), before])
 
     @property
     def finished(self) -> bool:
@@ -55,6 +63,15 @@ class RunRecord:
         """Seconds of processor time that all attempts took."""
         return float(sum(attempt["core_seconds"] for attempt in self._content["attempts"]))
 
+    def begin(self) -> None:
+        """Note what the run depends on before it reads any of it: what changes meanwhile is not what it was done with.
+
+        Of the runs that it needs, that is what they were finished with.
+        """
+        started = self._inputs([RunRecord(other)._content["finished"] for other in self.run.needs])
+        self._content = {**self._content, "finished": None, "started": started}
+        write_json(self.path, self._content)
+
     def add(self, status: int, core_seconds: float, wall_seconds: float) -> None:
         """Remember an attempt: exit status of its process, seconds of processor time and of real time."""
         attempt = {
@@ -62,18 +79,20 @@ class RunRecord:
             "core_seconds": round(core_seconds, 2),
             "wall_seconds": round(wall_seconds, 2),
         }
-        finished = self.inputs if status == 0 else None
-        self._content = {"attempts": [*self._content["attempts"], attempt], "finished": finished}
+        finished = self._content.get("started") if status == 0 else None
+        attempts = [*self._content["attempts"], attempt]
+        self._content = {**self._content, "attempts": attempts, "finished": finished}
         write_json(self.path, self._content)
 
 
 def make_ready(run: GridRun) -> None:
-    """Write the recipe into the run's folder, and take over the training of a run with the same one."""
+    """Write recipe and record into the run's folder, and take over the training of a run with the same one."""
     run.folder.mkdir(parents=True, exist_ok=True)
     Workspace.write_json(run.folder / MARKER, {"name": run.recipe.name})
     given = run.recipe.model_dump(mode="json", exclude_unset=True)
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     (run.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    RunRecord(run).begin()
     if run.same_training is not None and not (run.folder / "stages").exists():
         _take_over(run.same_training.folder, run.folder, run.recipe.main_system)
 

@@ -16,6 +16,7 @@ from enc2gen.experiments.findings import source_reading
 from enc2gen.experiments.grid.denoising import denoising
 from enc2gen.experiments.grid.learning import MEAN, Losses, panels, speed, stage_folders
 from enc2gen.experiments.grid.plan import GridRun
+from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.scoring import Finished, Sentence, scores_and_differences, shared_languages
 from enc2gen.experiments.recipe import FLOORS
 from enc2gen.experiments.workspace import machine
@@ -52,7 +53,7 @@ def collect(
         ConfigError: runs of one cell were scored with different settings.
     """
     done = _finished(runs)
-    curves = panels([run for run in runs if run.kind != "search"])
+    curves = panels([run for run in runs if run.kind != "search" and RunRecord(run).finished])
     reference, headline = str(experiment["reference"]), str(experiment.get("headline", HEADLINE))
     scores, differences = scores_and_differences(done, headline, reference)
     spent = core_seconds or {}
@@ -100,14 +101,14 @@ def _finished(runs: Sequence[GridRun]) -> dict[str, list[Finished]]:
 
 
 def read_finished(run: GridRun) -> Finished | None:
-    """What an evaluated run left; None if it is not finished.
+    """What an evaluated run left; None if it is not finished with today's data, settings and version.
 
     Raises:
         CheckpointError: a file is damaged.
     """
     path = run.folder / "metrics.json"
     outputs = run.folder / "systems" / run.recipe.main_system / "hypotheses.jsonl"
-    if not path.exists() or not outputs.exists():
+    if not RunRecord(run).finished or not path.exists() or not outputs.exists():
         return None
     found: dict[str, list[tuple[Sentence, str]]] = {}
     try:
@@ -126,7 +127,7 @@ def read_finished(run: GridRun) -> Finished | None:
 
 
 def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a cell lies in the grid, and the folders of its runs by seed."""
+    """Where a cell lies in the grid, and by seed the folders of its runs and of the runs that they start from."""
     run = runs[0]
     own = experiment.get("variants", {}).get(run.variant) or {}
     return {
@@ -135,6 +136,11 @@ def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, 
         "task": run.task,
         "size": run.size,
         "runs": {str(one.seed): one.folder.as_posix() for one in runs},
+        "starts": {
+            str(one.seed): {"verb": one.start.verb, "folder": one.start.folder.as_posix()}
+            for one in runs
+            if one.start is not None
+        },
     }
 
 

@@ -11,6 +11,7 @@ from enc2gen.errors import CheckpointError
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.planning import Planner, Settings, points
+from enc2gen.experiments.grid.records import RunRecord
 
 
 def choose(planner: Planner, searches: Sequence[GridRun]) -> tuple[dict[str, Settings], dict[str, Any]]:
@@ -50,13 +51,13 @@ def first_values(planner: Planner) -> dict[str, Settings]:
 
 
 def development_score(run: GridRun, metric: str) -> float | None:
-    """The mean over languages of a metric of an evaluated run; None if it is not there.
+    """The mean over languages of a metric of a finished run; None if it is not finished with today's inputs.
 
     Raises:
         CheckpointError: the file with the scores is damaged.
     """
     path = run.folder / "systems" / run.recipe.main_system / "scores.json"
-    if not path.exists():
+    if not RunRecord(run).finished or not path.exists():
         return None
     try:
         by_language = json.loads(path.read_text(encoding="utf-8"))["scores"]

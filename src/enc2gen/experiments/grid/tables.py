@@ -244,9 +244,22 @@ def _search(results: Mapping[str, Any]) -> Table:
                 mark = "chosen" if values == _joined(settings, chosen) else ""
                 rows.append([label(results, variant), settings, values, _points(score), mark])
     name = METRIC_LABELS.get(headline(results), headline(results))
-    note = "Every variant gets the same search, on the development set and the first seed; the best value is used."
+    note = f"On the development set and the first seed; the best value is used. {_who_searched(results)}"
     header = ["system", "setting", "value", f"{name} (development set)", ""]
     return {"title": "Search", "note": note, "header": header, "rows": rows, "texts": True}
+
+
+def _who_searched(results: Mapping[str, Any]) -> str:
+    """Whether the variants were searched alike."""
+    tried = {
+        variant: {settings: list(scores) for settings, scores in found.items() if settings != "chosen"}
+        for variant, found in results["search"].items()
+    }
+    every = dict.fromkeys([*tried, *(place["variant"] for place in results["grid"].values())])
+    without = [label(results, variant) for variant in every if variant not in tried]
+    if not without and all(one == next(iter(tried.values())) for one in tried.values()):
+        return "Every variant gets the same search."
+    return "The variants' searches are not the same" + (f"; without one: {', '.join(without)}." if without else ".")
 
 
 def _joined(settings: str, chosen: Mapping[str, Any]) -> str:
@@ -271,16 +284,31 @@ def _published(results: Mapping[str, Any]) -> Table:
 
 
 def _reruns(results: Mapping[str, Any]) -> Table:
-    rows = [
-        [cell, seed, f"enc2gen run {shlex.quote(folder)}/recipe.yaml"]
-        for cell, place in results["grid"].items()
-        for seed, folder in place["runs"].items()
-    ]
+    rows: list[list[str]] = []
+    starts: dict[str, list[str]] = {}
+    for cell, place in results["grid"].items():
+        for seed, folder in place["runs"].items():
+            rows.append([cell, seed, _again("run", folder)])
+            if (start := place.get("starts", {}).get(seed)) is not None:
+                what = f"{place['variant']}: {'pretraining' if start['verb'] == 'pretrain' else 'untrained model'}"
+                starts.setdefault(start["folder"], [what, seed, _again(start["verb"], start["folder"])])
     note = (
-        "From the folder in which the experiment was started; each repeats one run alone. A recipe with `start` goes "
-        "on from the pretraining run named there: `enc2gen run` with that run's recipe first, where it was removed."
+        "From the folder in which the experiment was started; each does one run again in a new folder (in its own, "
+        "everything is done and kept)."
     )
+    if starts:
+        note += (
+            " A task starts from the model that its recipe names in `start`; "
+            "`--set systems.SYSTEM.start=MODEL_FOLDER` takes another."
+        )
+    rows += starts.values()
     return {"title": "Rerun a cell", "note": note, "header": ["cell", "seed", "command"], "rows": rows, "texts": True}
+
+
+def _again(verb: str, folder: str) -> str:
+    """The command that does a run again, elsewhere."""
+    target = f"runs/again/{folder.rpartition('/')[2]}"
+    return f"enc2gen {verb} {shlex.quote(f'{folder}/recipe.yaml')} --output {shlex.quote(target)}"
 
 
 def _failed(results: Mapping[str, Any]) -> Table:
