@@ -244,10 +244,17 @@ def _panels(count: int, *, height: float, share_y: bool = False) -> tuple[Figure
     return figure, grid[:count]
 
 
+_LETTER, _HANDLE = 0.08, 0.75
+"""Inches that a letter of a legend takes on average (many are narrower), and a line with the space around it."""
+
+
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
     # A zero-width space keeps matplotlib from hiding names that start with an underscore.
     handles = [
         Line2D([], [], linewidth=2.2, label=f"\u200b{text}" if text.startswith("_") else text, **_look(index))
         for index, text in enumerate(labels)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    # As many columns as the longest name leaves room for: a legend wider than the figure is cut at both sides.
+    room = figure.get_figwidth() / (max(map(len, labels)) * _LETTER + _HANDLE)
+    columns = max(1, min(4, len(handles), int(room)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
