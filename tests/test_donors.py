@@ -440,7 +440,7 @@ def test_tied_sharing_works_unless_matrices_are_fused(tmp_path: Path) -> None:
         grow(tiny("modernbert"), sharing="tied")
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"pretrained"}))  # which grows from no encoder
 @pytest.mark.filterwarnings("ignore:weights copied")
 def test_every_preset_trains_and_writes(family: str, preset: str) -> None:
     def build() -> PreTrainedModel:
