@@ -40,6 +40,16 @@ def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
         temporary.rename(target)
 
 
+def refuse_foreign(folder: Path, marker: Path, what: str) -> None:
+    """Raise `OutputError` if `folder` holds something and not the file `marker`, which tells that it is `what`."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not marker.exists()):
+        raise OutputError(
+            f"the output folder exists and is not {what} of enc2gen",
+            where=str(folder),
+            remedy="choose another folder with --output, or move this one away",
+        )
+
+
 class Workspace:
     """Files of one run, and the memory of its finished stages.
 
@@ -67,12 +77,7 @@ class Workspace:
 
     def _open(self) -> None:
         marker = self.root / MARKER
-        if self.root.is_file() or (self.root.is_dir() and any(self.root.iterdir()) and not marker.exists()):
-            raise OutputError(
-                "the output folder exists and is not a run of enc2gen",
-                where=str(self.root),
-                remedy="choose another folder with --output, or move this one away",
-            )
+        refuse_foreign(self.root, marker, "a run")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.write_json(marker, {"name": self.recipe.name})

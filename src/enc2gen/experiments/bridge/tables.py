@@ -80,15 +80,18 @@ def home(results: Mapping[str, Any]) -> str:
     return ", ".join(language_label(language) for language in results["train_languages"])
 
 
-def _points(value: float | None) -> str:
+def points(value: float | None) -> str:
+    """`31.4`."""
     return NOTHING if value is None else f"{value:.1f}"
 
 
-def _with_interval(score: Mapping[str, Any] | None) -> str:
+def with_interval(score: Mapping[str, Any] | None) -> str:
+    """`31.4 [29.9, 33.0]`."""
     return NOTHING if score is None else f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
 
 
-def _signed(difference: Mapping[str, Any] | None) -> str:
+def signed(difference: Mapping[str, Any] | None) -> str:
+    """`+1.4 [-0.2, +3.0]`."""
     if difference is None:
         return NOTHING
     return f"{difference['value']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
@@ -122,14 +125,14 @@ def _summary(results: Mapping[str, Any]) -> Table:
     for name, (label, accuracy) in found.items():
         groups = accuracy["groups"]
         mean = groups.get("transfer")
-        row = [label, _with_interval(accuracy["trained"]), _with_interval(mean)]
-        row += [_share(accuracy["transferred_share"]), _with_interval(groups.get("non-Latin"))]
+        row = [label, with_interval(accuracy["trained"]), with_interval(mean)]
+        row += [_share(accuracy["transferred_share"]), with_interval(groups.get("non-Latin"))]
         if reference:
-            row.append(_signed(_paired(results, name, reference, "transfer")))
+            row.append(signed(_paired(results, name, reference, "transfer")))
         if "probe" in found:
             row.append(_share(None if name == "probe" else _ratio(mean, ceiling)))
         if "llm_alone" in found:
-            row.append(_signed(_paired(results, name, "llm_alone", "non-Latin")))
+            row.append(signed(_paired(results, name, "llm_alone", "non-Latin")))
         rows.append(row)
     return {"title": "Accuracy", "note": _summary_note(found, reference), "header": header, "rows": rows}
 
@@ -162,7 +165,7 @@ def _groups(results: Mapping[str, Any]) -> Table:
     others = [language for language in results["languages"] if language not in results["train_languages"]]
     counts = {name: sum(results["scripts"][tag] == name for tag in others) for name in names}
     rows = [
-        [label, *(_with_interval(accuracy["groups"].get(name)) for name in names)] for label, accuracy in found.values()
+        [label, *(with_interval(accuracy["groups"].get(name)) for name in names)] for label, accuracy in found.values()
     ]
     header = ["system", *(f"{name} ({counts[name]})" for name in names)]
     note = "Mean over the languages of each script (how many), without those trained on, with 95 % intervals."
@@ -176,8 +179,8 @@ def _languages(results: Mapping[str, Any]) -> Table:
     rows = []
     for language in results["languages"]:
         values = [accuracy["languages"].get(language) for _, accuracy in found.values()]
-        row = [f"{language_label(language)} ({language})", *(_points((v or {}).get("value")) for v in values)]
-        rows.append([*row, _signed(paired.get(language))] if paired else row)
+        row = [f"{language_label(language)} ({language})", *(points((v or {}).get("value")) for v in values)]
+        rows.append([*row, signed(paired.get(language))] if paired else row)
     first = next(iter(found.values()))[1]["languages"]
     sizes = sorted({entry["n"] for entry in first.values()})
     items = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -219,7 +222,7 @@ def _pairs(results: Mapping[str, Any]) -> Table:
     groups = {group: list(metrics) for pairs in measured.values() for group, metrics in pairs.items()}
     columns = [(group, metric) for group, metrics in groups.items() for metric in metrics]
     rows = [
-        [name, *(_with_interval(pairs.get(group, {}).get(metric)) for group, metric in columns)]
+        [name, *(with_interval(pairs.get(group, {}).get(metric)) for group, metric in columns)]
         for name, pairs in measured.items()
     ]
     header = ["system", *(f"{group} {METRIC_LABELS.get(metric, metric)}" for group, metric in columns)]

@@ -19,7 +19,7 @@ from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.report import write_report
 from enc2gen.experiments.grid.results import collect
 from enc2gen.experiments.grid.searching import choose, first_values
-from enc2gen.experiments.workspace import Workspace
+from enc2gen.experiments.workspace import Workspace, refuse_foreign
 from enc2gen.training.runtime import locked_folder
 
 DEFINITION = "experiment.yaml"
@@ -85,12 +85,7 @@ class ExperimentRun:
     def _held(self) -> Any:
         """Check that the folder is this experiment's, note its definition there, and lock it."""
         marker = self.folder / DEFINITION
-        if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()) and not marker.exists()):
-            raise OutputError(
-                "the output folder exists and is not an experiment of enc2gen",
-                where=str(self.folder),
-                remedy="choose another folder with --output, or move this one away",
-            )
+        refuse_foreign(self.folder, marker, "an experiment")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             marker.write_text(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enc2gen.corpora.languages import language_name
-from enc2gen.experiments.bridge.tables import NOTHING, Table
+from enc2gen.experiments.bridge.tables import NOTHING, Table, points, signed, with_interval
 from enc2gen.experiments.findings import METRIC_LABELS, duration
 from enc2gen.experiments.grid.learning import MEAN
 from enc2gen.experiments.grid.plots import excludes_zero, group_title, groups, headline, label, languages, variants
@@ -26,10 +26,10 @@ def findings(results: Mapping[str, Any]) -> list[str]:
         sides: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
         for place, difference in _differences(results, variant):
             if not excludes_zero(difference):
-                sides["undecided"].append(f"{place} ({_signed(difference)})")
+                sides["undecided"].append(f"{place} ({signed(difference)})")
             else:
                 better = (difference["low"] > 0) == higher
-                sides["better" if better else "worse"].append(f"{place} ({_signed(difference)})")
+                sides["better" if better else "worse"].append(f"{place} ({signed(difference)})")
         parts = [f"{side} in {', '.join(places)}" for side, places in sides.items() if places]
         said = "; ".join(parts) or "not compared: there is no finished run of both"
         sentences.append(f"{label(results, variant)}, against {label(results, reference)}: {said}.")
@@ -127,7 +127,7 @@ def _cell_row(results: Mapping[str, Any], cell: str, tag: str, *, is_reference: 
     difference = results["paired"].get(cell, {}).get(tag)
     control = results["controls"].get(cell, {}).get(tag)
     cost = results["costs"].get(cell, {})
-    row = [with_interval(score), "reference" if is_reference else _signed(difference)]
+    row = [with_interval(score), "reference" if is_reference else signed(difference)]
     row += [NOTHING if difference is None else f"{difference['p_value']:.3f}"]
     row += [NOTHING if score is None else ", ".join(f"{value:.1f}" for value in score["seeds"].values())]
     if control is None:
@@ -242,7 +242,7 @@ def _search(results: Mapping[str, Any]) -> Table:
         for settings, scores in found.items():
             for values, score in scores.items() if settings != "chosen" else ():
                 mark = "chosen" if values == _joined(settings, chosen) else ""
-                rows.append([label(results, variant), settings, values, _points(score), mark])
+                rows.append([label(results, variant), settings, values, points(score), mark])
     name = METRIC_LABELS.get(headline(results), headline(results))
     note = f"On the development set and the first seed; the best value is used. {_who_searched(results)}"
     header = ["system", "setting", "value", f"{name} (development set)", ""]
@@ -327,21 +327,6 @@ def _failed(results: Mapping[str, Any]) -> Table:
 
 
 # Numbers
-
-
-def with_interval(score: Mapping[str, Any] | None) -> str:
-    """`31.4 [29.9, 33.0]`."""
-    return NOTHING if score is None else f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
-
-
-def _signed(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return NOTHING
-    return f"{difference['value']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
-
-
-def _points(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}"
 
 
 def _count(value: float | None) -> str:
