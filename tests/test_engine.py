@@ -23,9 +23,11 @@ DONORS = ["xlm-roberta", "bert", "modernbert", "eurobert", "xlm-roberta-xl"]
 END, PAD = 2, 1
 
 
-def grown(kind: str = "xlm-roberta", *, end: float = 0.0, seed: int = 0) -> SwcmForConditionalGeneration:
+def grown(
+    kind: str = "xlm-roberta", *, end: float = 0.0, seed: int = 0, layers: int = 4
+) -> SwcmForConditionalGeneration:
     """A random generator whose outputs differ by source; `end` makes them shorter."""
-    encoder = tiny_encoder(kind) if kind in ("xlm-roberta", "bert") else tiny(kind)
+    encoder = tiny_encoder(kind, layers=layers) if kind in ("xlm-roberta", "bert") else tiny(kind)
     model = SwcmForConditionalGeneration.from_encoder(encoder, insert_every=2, tie_lm_head=False, verbose=False)
     with torch.no_grad():
         torch.manual_seed(seed)

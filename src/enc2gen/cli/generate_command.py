@@ -89,6 +89,9 @@ BatchSize = Annotated[int, _option("--batch-size", min=1, help="Sources decoded 
 PrecisionOption = Annotated[
     Precision, _option("--precision", help="int8 on CPUs, fp16 on GPUs, bf16 on both.", panel=_WHERE)
 ]
+Compile = Annotated[
+    bool, _option("--compile", help="Compile the decoder's layers (GPU; the first batches take longer).", panel=_WHERE)
+]
 ShortlistFile = Annotated[
     Path | None, _option("--shortlist", help="Write its tokens only (enc2gen shortlist).", panel=_WHERE)
 ]
@@ -149,6 +152,7 @@ def generate(
     forbid: Forbid = None,
     batch_size: BatchSize = 32,
     precision: PrecisionOption = Precision.auto,
+    compile_layers: Compile = False,
     shortlist: ShortlistFile = None,
     draft: Draft = 0,
     decoder: DecoderOption = Decoder.auto,
@@ -169,7 +173,7 @@ def generate(
     config = _config(
         {name: given[name] for name in _SAME} | groups
         | {"num_beams": 1 if sample else beams, "do_sample": sample, "mbr_samples": mbr, "draft_tokens": draft}
-        | {"precision": precision.value, "engine": decoder.value}
+        | {"precision": precision.value, "engine": decoder.value, "compile": compile_layers}
     )  # fmt: skip
     tokens = None if shortlist is None else Shortlist.load(shortlist)
     terms = _glossary(glossary, forbid or [])

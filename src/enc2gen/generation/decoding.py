@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from enc2gen.errors import ConfigError
 
-_NATIVE_ONLY = ("coverage_penalty", "beam_groups", "diversity_penalty", "mbr_samples", "draft_tokens", "precision")
+_NATIVE_ONLY = (
+    "coverage_penalty",
+    "beam_groups",
+    "diversity_penalty",
+    "mbr_samples",
+    "draft_tokens",
+    "precision",
+    "compile",
+)
 """Settings that transformers' `generate` does not have."""
 
 
@@ -69,6 +77,10 @@ class DecodingConfig(BaseModel):
         default="auto",
         description="arithmetic of the native engine: int8 on CPUs, fp16 on GPUs, bf16 on both; auto is fp32 on a CPU, "
         "where outputs equal transformers', and bf16 on a GPU",
+    )
+    compile: bool = Field(
+        default=False,
+        description="compile the native engine's decoder layers with torch.compile (GPU); first batches take longer",
     )
 
     @model_validator(mode="after")

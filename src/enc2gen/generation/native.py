@@ -19,6 +19,7 @@ from enc2gen.generation.engine.engine import (
     Engine,
     beam_settings,
     chosen_precision,
+    compiles,
     sampling_settings,
 )
 from enc2gen.generation.engine.linear import Precision
@@ -56,18 +57,18 @@ class NativeWriter:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shortlist: Shortlist | None = None
     ) -> None:
         self._model, self._tokenizer, self._shortlist = cast(Any, model), tokenizer, shortlist
-        self._engines: dict[tuple[Precision, str | None], Engine] = {}
+        self._engines: dict[tuple[Precision, str | None, bool], Engine] = {}
         self._spelling: Spelling | None = None
 
-    def engine(self, precision: Precision, language: str | None = None) -> Engine:
+    def engine(self, precision: Precision, language: str | None = None, *, compiles: bool = False) -> Engine:
         """The engine for one precision, and for the shortlist of one language; made once, from the weights then."""
-        key = (precision, language)
+        key = (precision, language, compiles)
         if key not in self._engines:
             if language is None or self._shortlist is None:
-                self._engines[key] = Engine(self._model, precision)
+                self._engines[key] = Engine(self._model, precision, compiles=compiles)
             else:
                 tokens = torch.tensor(self._shortlist.of(language))
-                self._engines[key] = self.engine(precision).limited_to(tokens, self._model)
+                self._engines[key] = self.engine(precision, compiles=compiles).limited_to(tokens, self._model)
         return self._engines[key]
 
     @property
@@ -108,7 +109,8 @@ class NativeWriter:
             ConfigError: required terms, without beams.
         """
         device = self._model.device
-        engine = self.engine(chosen_precision(config, device), language if self._shortlist else None)
+        written = language if self._shortlist else None
+        engine = self.engine(chosen_precision(config, device), written, compiles=compiles(config, device))
         starts = torch.full((len(sources),), start, device=device)
         rules = self._rules(sources)
         longest = engine.decoder.longest

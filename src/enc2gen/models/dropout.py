@@ -64,6 +64,10 @@ class Dropout(nn.Dropout):
         """Zero elements of `states`, any shape, with probability `p`."""
         if not self.training or states.device.type != "cpu" or not 0 < self.p < 1:
             return super().forward(states)
+        return self._quick(states)
+
+    @torch.compiler.disable  # compiled, it is slower, and torch 2.13 gets the views wrong
+    def _quick(self, states: Tensor) -> Tensor:
         keep, scale = drawn_mask(states, self.p)
         out: Tensor = states if keep is None else _MaskedScale.apply(states, keep, scale)
         return out

@@ -10,7 +10,7 @@ Shapes: B batch, A heads, K heads of keys and values, T target length, S source 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,13 @@ class _Attention(torch.autograd.Function):
         return (*(grad.view(shape) for grad, shape in zip(found, ctx.shapes, strict=True)), None, None, None)
 
 
+@torch.compiler.disable  # compiled, it is slower, and torch 2.13 gets the views wrong
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scaling: float
+) -> Tensor:
+    return cast(Tensor, _Attention.apply(query, key, value, mask, dropout, scaling))
+
+
 def training_attention(
     module: nn.Module,
     query: Tensor,
@@ -125,7 +132,7 @@ def training_attention(
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output: Tensor = _Attention.apply(query, key, value, attention_mask, dropout, scaling)
+    output = _attention(query, key, value, attention_mask, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -16,10 +16,18 @@ Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0
 FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best", "progress", "tensorboard"})
 
 # Later fields: left out of identities where they change nothing, so that older runs keep theirs.
-_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None}
+_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None, "compile": False}
 
 # What transformers' trainer does not have.
-_OURS_ALONE = ("new_parameters_lr", "layer_decay", "r_drop", "contrastive", "freeze_encoder_steps", "nonfinite")
+_OURS_ALONE = (
+    "new_parameters_lr",
+    "layer_decay",
+    "r_drop",
+    "contrastive",
+    "freeze_encoder_steps",
+    "nonfinite",
+    "compile",
+)
 
 
 class TrainingConfig(BaseModel):
@@ -64,6 +72,11 @@ class TrainingConfig(BaseModel):
         "auto is bf16 where the hardware multiplies bfloat16 natively and a numeric test passes.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in backward to save memory.")
+    compile: bool = Field(
+        False,
+        description="Compile the layers with torch.compile, which takes a minute and needs a compiler (Triton for a "
+        "GPU, C++ for a CPU). Meant for GPUs; on CPUs it gains nothing.",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary.")
     eval_every: int = Field(500, ge=1, description="Updates between validations; the last update is validated too.")
     save_every: int = Field(500, ge=1, description="Updates between resumable checkpoints.")

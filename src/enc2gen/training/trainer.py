@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from enc2gen.errors import DataError, OutputError
+from enc2gen.models.compilation import compile_layers
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
 from enc2gen.training.config import TrainingConfig
@@ -114,6 +115,7 @@ class Trainer:
         self._batches: Iterator[TrainingBatch] = iter(())
         self._clock = (0.0, 0)
         self._last_checkpoint: Path | None = None
+        self._decompile: Callable[[], None] = lambda: None
 
     def train(self, *, resume: bool = True) -> TrainingResult:
         """Train until `max_steps`, early stopping or an interruption.
@@ -281,6 +283,8 @@ class Trainer:
         self._parallel.end()  # of a run before, by the same trainer
         if self.config.gradient_checkpointing:
             gradient_checkpointing(self.model, enable=True)
+        if self.config.compile:
+            self._decompile = compile_layers(self.model, self.accelerator.device, where="training.compile")
         self.model.train()
         with self.accelerator.main_process_first():
             self.store.recover()
@@ -345,6 +349,7 @@ class Trainer:
             load_weights(self.model, best / "model", trained_only=self.store.trained_only)
         if self.config.gradient_checkpointing:
             gradient_checkpointing(self.model, enable=False)
+        self._decompile()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.eval()
         return TrainingResult(

@@ -105,18 +105,17 @@ class DecoderState:
         self.lengths = self.lengths + tokens
         return positions, seen
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> KeysValues:
-        """Put `[B, A, Q, D]` into the newest slots of `layer`; keys and values of all slots, `[B, A, C, D]`."""
+    def room(self, layer: int) -> KeysValues:
+        """Keys and values of all slots of `layer`, `[B, A, C, D]`; those of the newest slots are to be written."""
         end = self.slots.shape[1]
-        start = end - keys.shape[2]
         if layer == len(self.keys_values):
+            keys, values = self.cross[layer]
             self.keys_values.append((_room(keys, end), _room(values, end)))
         elif self.keys_values[layer][0].shape[2] < end:
             old_keys, old_values = self.keys_values[layer]
-            self.keys_values[layer] = (_larger(old_keys, start, 2 * end), _larger(old_values, start, 2 * end))
-        all_keys, all_values = self.keys_values[layer]
-        all_keys[:, :, start:end], all_values[:, :, start:end] = keys, values
-        return all_keys[:, :, :end], all_values[:, :, :end]
+            self.keys_values[layer] = (_larger(old_keys, 2 * end), _larger(old_values, 2 * end))
+        keys, values = self.keys_values[layer]
+        return keys[:, :, :end], values[:, :, :end]
 
     def forget(self, tokens: Tensor) -> None:
         """Take back the last `tokens` `[B]` tokens of each source (one beam), which turned out not to be wanted."""
@@ -147,7 +146,7 @@ def _room(like: Tensor, slots: int) -> Tensor:
     return like.new_empty(rows, heads, -(-slots // _GROW) * _GROW, size)
 
 
-def _larger(old: Tensor, used: int, slots: int) -> Tensor:
+def _larger(old: Tensor, slots: int) -> Tensor:
     new = _room(old, slots)
-    new[:, :, :used] = old[:, :, :used]
+    new[:, :, : old.shape[2]] = old
     return new

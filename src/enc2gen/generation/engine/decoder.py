@@ -10,13 +10,14 @@ G heads of keys and values, D head size, C slots of the cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from enc2gen.generation.engine.cache import DecoderState, KeysValues
 from enc2gen.generation.engine.linear import Precision, pack_module, stack_modules, states_dtype
+from enc2gen.models.compilation import compiled
 from enc2gen.models.swcm.attention import Attention, Rotation, rotate, rotation_at
 from enc2gen.models.swcm.decoder import SwcmDecoder
 from enc2gen.models.swcm.ffn import FeedForward, GatedFeedForward
@@ -66,14 +67,15 @@ class _SelfAttention:
         self._size, self._scale = module.head_dim, module.scaling
         self._query_norm, self._key_norm = _head_norm(module.q_norm), _head_norm(module.k_norm)
 
-    def __call__(self, states: Tensor, step: _Step, layer: int, mask: Tensor, rotation: Rotation | None) -> Tensor:
+    def __call__(self, states: Tensor, cache: KeysValues, mask: Tensor, rotation: Rotation | None) -> Tensor:
         rows, queries, _ = states.shape
         mixed = self._project(states.flatten(0, 1)).view(rows, queries, -1, self._size)
         query, key, value = mixed.split([self._heads, self._groups, self._groups], dim=2)
         query, key = self._query_norm(query), self._key_norm(key)
         if rotation is not None:
             query, key = _rotated(query, rotation), _rotated(key, rotation)
-        keys, values = step.state.write(layer, key.transpose(1, 2), value.transpose(1, 2))
+        keys, values = cache
+        keys[:, :, -queries:], values[:, :, -queries:] = key.transpose(1, 2), value.transpose(1, 2)
         return self._output(attend(query * self._scale, keys, values, mask).reshape(rows * queries, -1))
 
 
@@ -145,22 +147,37 @@ class _Layer:
         ]
         self.cross: _CrossAttention = next(part for name, part, _ in self._parts if name == "cross_attention")
 
-    def __call__(self, states: Tensor, step: _Step, index: int, watch: list[Tensor] | None) -> Tensor:
-        state = step.state
+    def __call__(self, states: Tensor, around: _Surroundings, watch: list[Tensor] | None) -> Tensor:
         for name, part, norm in self._parts:
             entering = norm(states) if self._pre else states
             if name == "self_attention":
-                out = part(entering, step, index, step.mask(self.window), step.rotation(self.theta))
+                out = part(entering, around.cache, around.mask, around.rotation)
             elif name == "cross_attention":
-                out = part(entering, state.cross[index], state.source_mask)
+                out = part(entering, around.source, around.source_mask)
                 if watch is not None:
-                    watch.append(part.weights(entering, state.cross[index], state.source_mask))
+                    watch.append(part.weights(entering, around.source, around.source_mask))
             else:
                 out = part(entering)
             states = out.view_as(states).add_(states)
             if not self._pre:
                 states = norm(states)
         return states
+
+
+class _Surroundings(NamedTuple):
+    """What a layer meets in one step besides the states. No number of its place is in it: layers share a compilation.
+
+    Attributes:
+        cache: keys and values of all slots, the new ones still to be written; mask: of self-attention.
+        rotation: at the new positions.
+        source: keys and values of the source; source_mask: of their padding.
+    """
+
+    cache: KeysValues
+    mask: Tensor
+    rotation: Rotation | None
+    source: KeysValues
+    source_mask: Tensor
 
 
 class _Step:
@@ -171,6 +188,11 @@ class _Step:
         self.positions, self._seen = state.open_slots(tokens)
         self._masks: dict[int | None, Tensor] = {}
         self._rotations: dict[float, Rotation] = {}
+
+    def around(self, layer: _Layer, index: int) -> _Surroundings:
+        """What the `index`-th layer meets."""
+        cache, mask, rotation = self.state.room(index), self.mask(layer.window), self.rotation(layer.theta)
+        return _Surroundings(cache, mask, rotation, self.state.cross[index], self.state.source_mask)
 
     def mask(self, window: int | None) -> Tensor:
         """Additive mask `[B, 1, Q, C]`: hypotheses of their own past, as far back as `window`."""
@@ -202,10 +224,12 @@ class EngineDecoder:
     Args:
         decoder: of a `SwcmForConditionalGeneration`, on the device where it is to run.
         precision: of the products.
+        compiles: whether layers are compiled when they are first used; not with oneDNN's products.
     """
 
-    def __init__(self, decoder: SwcmDecoder, precision: Precision) -> None:
+    def __init__(self, decoder: SwcmDecoder, precision: Precision, *, compiles: bool = False) -> None:
         self._decoder = decoder
+        self._through = compiled(_Layer.__call__) if compiles else _Layer.__call__
         config = decoder.config
         self._size = config.head_dim or config.hidden_size // config.num_attention_heads
         self.dtype = states_dtype(decoder.embed_tokens.weight.device, precision)
@@ -251,7 +275,7 @@ class EngineDecoder:
         watched: list[Tensor] | None = None
         for index, layer in enumerate(self._layers):
             watched = [] if watch and index == len(self._layers) - 1 else None
-            states = layer(states, step, index, watched)
+            states = self._through(layer, states, step.around(layer, index), watched)
         if self._final is not None:
             states = self._final(states)
         seen = watched[0].view(rows, beams, length, -1) if watched else None

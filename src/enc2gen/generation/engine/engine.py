@@ -23,6 +23,7 @@ from enc2gen.generation.engine.drafting import DraftedGreedySearch
 from enc2gen.generation.engine.head import OutputHead
 from enc2gen.generation.engine.linear import PackedLinear, Precision, pack_module
 from enc2gen.generation.engine.sampling import Sampler, SamplingSettings
+from enc2gen.models.compilation import check_compiler
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 
 
@@ -67,6 +68,19 @@ def chosen_precision(config: DecodingConfig, device: torch.device) -> Precision:
     return config.precision
 
 
+def compiles(config: DecodingConfig, device: torch.device) -> bool:
+    """Whether `config` asks for compiled layers; `ConfigError` where it does and `device` cannot."""
+    if config.compile:
+        if device.type == "cpu":
+            raise ConfigError(
+                "compiled decoding is for GPUs: on a CPU the products are oneDNN's, which cannot be compiled",
+                where="compile",
+                remedy="leave it out; precision int8 is the quickest on a CPU",
+            )
+        check_compiler(device, where="compile")
+    return config.compile
+
+
 class Engine:
     """Decodes with one model. Weights are packed when the engine is made: make another one after training on.
 
@@ -74,14 +88,20 @@ class Engine:
         model: in evaluation mode, on its device.
         precision: of the matrix products.
         shortlist: sorted ids of the only tokens to be written; all by default.
+        compiles: whether the decoder's layers are compiled; on GPUs only.
     """
 
     def __init__(
-        self, model: SwcmForConditionalGeneration, precision: Precision, *, shortlist: Tensor | None = None
+        self,
+        model: SwcmForConditionalGeneration,
+        precision: Precision,
+        *,
+        shortlist: Tensor | None = None,
+        compiles: bool = False,
     ) -> None:
         self._precision = precision
         self._encoder = _packed_encoder(model.encoder, precision)
-        self.decoder = EngineDecoder(model.decoder, precision)
+        self.decoder = EngineDecoder(model.decoder, precision, compiles=compiles)
         self.head = _head(model, precision, shortlist)
 
     def limited_to(self, shortlist: Tensor, model: SwcmForConditionalGeneration) -> Engine:
