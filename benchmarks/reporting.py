@@ -16,6 +16,7 @@ PACKAGES = ("torch", "transformers", "ctranslate2", "accelerate", "enc2gen")
 
 TITLES = {
     "train_full_vocabulary": "Training, full vocabulary: against EncoderDecoderModel + Seq2SeqTrainer",
+    "train_memory": "Memory of training, full vocabulary: against EncoderDecoderModel + Seq2SeqTrainer",
     "train_trimmed": "Training, trimmed vocabulary: against EncoderDecoderModel + Seq2SeqTrainer",
     "beam4": "Beam search with 4 beams: against transformers' generate on the same weights",
     "beam4_int8": "Beam search with 4 beams in int8: against transformers' generate in fp32 on the same weights",

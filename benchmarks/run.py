@@ -1,6 +1,7 @@
 """Answer questions about speed and memory: python -m benchmarks.run QUESTION... (all by default).
 
-Questions: train_full_vocabulary, train_trimmed, beam4, beam4_int8, ctranslate2_int8, generation_scaling, faults.
+Questions: train_full_vocabulary, train_memory, train_trimmed, beam4, beam4_int8, ctranslate2_int8,
+generation_scaling, faults.
 Prints Markdown and keeps each answer in benchmarks/results/latest.json under the question's name (with @MODEL where it
 is not the default model); answers to other questions stay.
 """
@@ -20,6 +21,7 @@ from benchmarks.reporting import RESULTS, described, markdown, store
 
 MODULES = {
     "train_full_vocabulary": "training",
+    "train_memory": "memory",
     "train_trimmed": "training",
     "beam4": "beams",
     "beam4_int8": "beams",
