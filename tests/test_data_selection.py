@@ -162,16 +162,36 @@ def test_contrastive_alignment_refuses_pairs_that_are_none(tmp_path: Path, conte
 def test_keys_of_stages_change_only_with_what_they_depend_on(tmp_path: Path, content: dict[str, Any]) -> None:
     recipe = load(tmp_path, content)
     old = recipe.data.model_dump(mode="json")
-    for name in ("licence", "train_limit", "dev_limit"):
+    for name in ("licence", "train_limit", "dev_limit", "dev_split", "test_split"):
         del old["datasets"][0][name]
     assert recipe.data.identity() == old, "data of settings from before these fields are still good"
     content["data"]["datasets"][0]["licence"] = "CC BY 4.0"
     assert load(tmp_path, content).data.identity() == old
     content["data"]["datasets"][0]["train_limit"] = 7
     assert load(tmp_path, content).data.identity() != old
-    assert "split" not in recipe.evaluate.identity()
+    assert "split" not in recipe.evaluate.identity() and "compile" not in recipe.evaluate.identity()["decoding"]
     content["evaluate"]["split"] = "dev"
     assert load(tmp_path, content).evaluate.identity()["split"] == "dev"
+
+
+def test_parallel_files_train_and_test_a_run(tmp_path: Path, content: dict[str, Any]) -> None:
+    """Each side counts as a file of the data, and splits of its own are read for development and testing."""
+    sides = {}
+    for split, count in (("train", 8), ("dev", 3), ("test", 2)):
+        for language in ("en", "kk"):
+            lines = [f"{split} {language} {number}" for number in range(count)]
+            (tmp_path / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sides[split] = f"{tmp_path / split}.en|{tmp_path / split}.kk"
+    content["data"]["datasets"] = [
+        {"path": sides["train"], "dev": sides["dev"], "test": sides["test"], "fields": {
+            "source_language": "en", "target_language": "kk"}},
+    ]  # fmt: skip
+    made = run(tmp_path, content, "prepare")
+    assert [(s, t) for s, t, *_ in rows(made, "test")] == [("test en 0", "test kk 0"), ("test en 1", "test kk 1")]
+    assert len(rows(made, "train")) == 8 and len(rows(made, "dev")) == 3
+    before = made.keys["prepare"]
+    (tmp_path / "train.kk").write_text((tmp_path / "train.kk").read_text().replace("7", "9"))
+    assert run(tmp_path, content, "prepare").keys["prepare"] != before
 
 
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from bridge_toys import llm_tokenizer, tiny_llm
+from enc2gen.data.tasks import build_task
+from enc2gen.experiments.data_config import DataConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -59,3 +63,23 @@ def test_switches_of_from_encoder_are_documented() -> None:
     text = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
     for name in inspect.signature(SwcmForConditionalGeneration.from_encoder).parameters:
         assert name in ("encoder", "tokenizer", "dropout", "seed", "verbose") or f"`{name}`" in text, name
+
+
+def test_the_hub_data_sets_of_the_page_are_valid_and_fit_what_their_pages_say() -> None:
+    """Records shaped like the data sets' own give examples; only the Hub itself is left out."""
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    block = page.split("### Data sets of the papers, by Hub name")[1].split("```yaml")[1].split("```")[0]
+    data = DataConfig.model_validate(yaml.safe_load(block))
+    records: dict[str, dict[str, Any]] = {
+        "hub:masakhane/masakhanews:hau": {"headline": "h", "text": "t", "category": "sports", "url": "u"},
+        "hub:hugcyp/LCSTS": {"summary": "h", "text": "t"},
+        "hub:hfl/cmrc2018": {
+            "id": "1", "context": "t", "question": "q", "answers": {"text": ["h"], "answer_start": [0]},
+        },
+        "corpus.en|corpus.kk": {"source": "t", "target": "h"},
+    }  # fmt: skip
+    assert [dataset.path for dataset in data.datasets] == list(records)
+    for dataset in data.datasets:
+        task = build_task(dataset.task, dataset.fields)
+        (example,) = task.examples(iter([records[dataset.path]]), where=dataset.path)
+        assert "t" in example.source and example.target == "h"

@@ -7,6 +7,8 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc2gen.corpora.readers import FORMATS, Record, read_records
+from enc2gen.corpora.readers import FORMATS, Record, read_records, source_sides
 from enc2gen.errors import ConfigError, DataError
 
 RECORDS: list[Record] = [
@@ -392,3 +394,73 @@ def test_a_new_format_can_be_registered(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(FORMATS, "_entries", dict(FORMATS._entries))
     FORMATS.add("shout", lambda path: iter([{"text": path.read_text().upper()}]))
     assert list(read_records(_write(tmp_path / "a.txt", "abc"), format="shout")) == [{"text": "ABC"}]
+
+
+def test_parallel_files_keep_their_lines_together(tmp_path: Path) -> None:
+    """Whatever the extension; blank lines count, pairs with one are left out, and U+2028 ends no line."""
+    (tmp_path / "corpus.en").write_text("One\n\nThree\u2028and more\nFour\n", encoding="utf-8")
+    with gzip.open(tmp_path / "corpus.kk.gz", "wt", encoding="utf-8") as file:
+        file.write(" Бір \nЕкі\nҮш\nТөрт")
+    pairs = [{"source": "One", "target": "Бір"}, {"source": "Three\u2028and more", "target": "Үш"}]
+    pairs.append({"source": "Four", "target": "Төрт"})
+    source = f"{tmp_path / 'corpus.en'} | {tmp_path / 'corpus.kk.gz'}"
+    assert list(read_records(source)) == pairs
+    assert list(read_records(source, columns=["target"])) == [{"target": pair["target"]} for pair in pairs]
+    assert source_sides(source) == source.split(" | ")
+
+
+def test_parallel_files_of_different_lengths_are_refused_with_both_counts(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1\n2\n3\n")
+    (tmp_path / "b").write_text("1\n2\n")
+    with pytest.raises(DataError, match=r"3 texts in .*a, but 2 in .*b"):
+        list(read_records(f"{tmp_path / 'a'}|{tmp_path / 'b'}"))
+    with pytest.raises(DataError, match="no such file"):  # at the call
+        read_records(f"{tmp_path / 'a'}|{tmp_path / 'c'}")
+
+
+def test_a_file_whose_name_has_a_bar_is_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a|b.txt"
+    path.write_text("text\n")
+    assert list(read_records(path)) == [{"text": "text"}] and source_sides(path) == [str(path)]
+
+
+def test_two_configurations_of_a_hub_dataset_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = datasets.IterableDataset.from_generator(lambda: iter([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]))
+    calls = _hub(monkeypatch, lambda: data)
+    found = list(read_records("hub:o/flores:eng_Latn|hub:o/flores:kaz_Cyrl", split="devtest"))
+    assert found == [{"source": "a", "target": "a"}, {"source": "b", "target": "b"}]
+    assert calls == [("o/flores", "eng_Latn", "devtest", True), ("o/flores", "kaz_Cyrl", "devtest", True)]
+
+
+def test_one_file_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = tmp_path / "x.jsonl"
+    local.write_text('{"text": "t", "url": "u"}\n')
+    asked: list[tuple[str, str, str]] = []
+
+    def download(name: str, file: str, *, repo_type: str) -> str:
+        asked.append((name, file, repo_type))
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert list(read_records("hub:o/mc2/sub/ug-2023.jsonl", columns=["text"])) == [{"text": "t"}]
+    assert asked == [("o/mc2", "sub/ug-2023.jsonl", "dataset")]
+
+
+def test_what_is_wrong_with_a_file_of_the_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import errors
+
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+    cases: list[tuple[Exception, str]] = [
+        (errors.GatedRepoError("gated", response=response), "hf auth login"),
+        (errors.RemoteEntryNotFoundError("no file", response=response), r"no file x\.jsonl[\s\S]*tree/main"),
+        (errors.LocalEntryNotFoundError("offline"), "Hub cannot be reached"),
+        (ConnectionError("reset"), "Hub cannot be reached"),
+    ]
+    for error, message in cases:
+
+        def fail(*_: object, error: Exception = error, **__: object) -> str:
+            raise error
+
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+        with pytest.raises(DataError, match=message):
+            read_records("hub:o/mc2/x.jsonl")

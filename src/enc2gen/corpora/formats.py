@@ -47,7 +47,7 @@ def _open(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(path: Path) -> Iterator[str]:
     r"""Yield the lines of a UTF-8 file with their ends. Only "\n" ends one: texts hold U+2028 too."""
     offset = 0
     with _open(path) as file:
@@ -110,14 +110,14 @@ def _iconv(path: Path, encoding: str) -> str:
 
 @FORMATS.register("text")
 def _read_text(path: Path) -> Iterator[Record]:
-    for line in _lines(path):
+    for line in text_lines(path):
         if text := line.strip():
             yield {"text": text}
 
 
 @FORMATS.register("jsonl")
 def _read_jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -148,12 +148,12 @@ def _json_type(value: object) -> str:
 @FORMATS.register("json")
 def _read_json(path: Path) -> Iterator[Record]:
     """Read a .json file: an array of objects as a whole, anything else as JSON Lines."""
-    first = next((line for line in _lines(path) if line.strip()), "")
+    first = next((line for line in text_lines(path) if line.strip()), "")
     if not first.lstrip().startswith("["):
         yield from _read_jsonl(path)
         return
     try:
-        array = json.loads("".join(_lines(path)))
+        array = json.loads("".join(text_lines(path)))
     except json.JSONDecodeError as error:
         raise DataError(
             f"not valid JSON at column {error.colno}: {error.msg}",
@@ -173,14 +173,14 @@ def _read_json(path: Path) -> Iterator[Record]:
 @FORMATS.register("csv")
 def _read_csv(path: Path) -> Iterator[Record]:
     csv.field_size_limit(_MAX_FIELD)  # the module's default of 128 KiB is shorter than a long document
-    yield from _read_table(path, csv.reader(_lines(path), strict=True))
+    yield from _read_table(path, csv.reader(text_lines(path), strict=True))
 
 
 @FORMATS.register("tsv")
 def _read_tsv(path: Path) -> Iterator[Record]:
     """Read text/tab-separated-values as IANA registers it: no quoting, a quotation mark is a character."""
     csv.field_size_limit(_MAX_FIELD)
-    yield from _read_table(path, csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    yield from _read_table(path, csv.reader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _read_table(path: Path, rows: Any) -> Iterator[Record]:
@@ -238,7 +238,7 @@ def _bad_catalogue(path: Path, line: int) -> DataError:
 
 @FORMATS.register("po")
 def _read_po(path: Path) -> Iterator[Record]:
-    lines = list(_lines(path))
+    lines = list(text_lines(path))
     for number, line in enumerate(lines, 1):  # polib drops a string that is not closed without a word
         if not _PO_LINE.fullmatch(line):
             raise _bad_catalogue(path, number)

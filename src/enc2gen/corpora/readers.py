@@ -5,16 +5,29 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from enc2gen.corpora.builtin import MAX_PER_ORIGIN, localisation_records
-from enc2gen.corpora.formats import EXTENSIONS, FORMATS, Record
+from enc2gen.corpora.formats import EXTENSIONS, FORMATS, Record, text_lines
+from enc2gen.corpora.hub import hub_file, hub_records
 from enc2gen.errors import ConfigError, DataError
 
-__all__ = ["EXTENSIONS", "FORMATS", "Record", "known_extension", "read_records", "source_files"]
+__all__ = [
+    "EXTENSIONS",
+    "FORMATS",
+    "Record",
+    "known_extension",
+    "parallel_records",
+    "read_records",
+    "source_files",
+    "source_sides",
+]
 
 _HUB_NAME = re.compile(r"(?:hub:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
+_HUB_FILE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)/(?P<file>[^|]+)")
+_BESIDE = "|"
 
 
 def read_records(
@@ -29,8 +42,9 @@ def read_records(
     Args:
         source: a file (.jsonl, .json, .csv, .tsv, .txt, .po, each also .gz; .parquet), a folder (all such
             files below it, sorted by path), `builtin:localisation?languages=kk,ug`, or a Hub dataset:
-            `owner/name[:config]` or `hub:name[:config]`. Plain text gives one record {"text": line} per
-            non-blank line; .po gives "source", "target" and "context".
+            `owner/name[:config]`, `hub:name[:config]`, or one file of it, `hub:owner/name/FILE`. Plain text gives
+            one record {"text": line} per non-blank line; .po gives "source", "target" and "context".
+            `FIRST|SECOND` reads two of these side by side (:func:`parallel_records`).
         format: one of `FORMATS`, where the extension does not tell; in a folder, only files of this format
             are read.
         split: which split of a Hub dataset or built-in corpus; files have none.
@@ -44,17 +58,62 @@ def read_records(
     if str(source).startswith("builtin:"):
         return _select(_builtin_records(str(source), split), columns, str(source))
     path = Path(source)
+    if len(sides := source_sides(source)) == 2:
+        return _select(parallel_records(*sides, split=split), columns, str(source))
+    if file := _HUB_FILE.fullmatch(str(source)):
+        return read_records(hub_file(file["name"], file["file"]), format=format, columns=columns)
     if str(source).startswith("hub:") or not path.exists():
         name = _HUB_NAME.fullmatch(str(source))
         if name and not known_extension(path) and (str(source).startswith("hub:") or "/" in name["name"]):
-            return _select(_hub_records(name["name"], name["config"], split), columns, str(source))
+            return _select(hub_records(name["name"], name["config"], split), columns, str(source))
         raise DataError(
             "no such file or folder",
             where=str(source),
             remedy="check the path; a Hub dataset is written owner/name[:config] or hub:name, "
-            "a built-in corpus builtin:localisation?languages=kk,ug",
+            "a built-in corpus builtin:localisation?languages=kk,ug, two parallel files FIRST|SECOND",
         )
     return _chain([(file, _reader(file, format)) for file in source_files(path, format)], columns)
+
+
+def source_sides(source: str | Path) -> list[str]:
+    """The sources in `FIRST|SECOND`, else the source alone."""
+    text = str(source)
+    sides = [side.strip() for side in text.split(_BESIDE)]
+    return sides if len(sides) == 2 and all(sides) and not Path(text).exists() else [text]
+
+
+def parallel_records(first: str, second: str, *, split: str = "train") -> Iterator[Record]:
+    """Stream {"source": text of `first`, "target": text of `second`}: the n-th of one belongs to the n-th of the other.
+
+    Plain text counts by lines, whatever the file's extension; of other sources the field "text" is read. Where either
+    text is blank there is no record.
+
+    Raises:
+        DataError: as in `read_records`, or one has more texts than the other.
+    """
+    return _paired([first, second], [_texts_in_line(side, split) for side in (first, second)])
+
+
+def _paired(names: Sequence[str], texts: Sequence[Iterator[str]]) -> Iterator[Record]:
+    counts = [0, 0]
+    for pair in zip_longest(*texts):
+        for side, text in enumerate(pair):
+            counts[side] += text is not None
+        if None not in pair and all(text.strip() for text in pair):
+            yield {"source": pair[0].strip(), "target": pair[1].strip()}
+    if counts[0] != counts[1]:
+        raise DataError(
+            f"{counts[0]:,} texts in {names[0]}, but {counts[1]:,} in {names[1]}",
+            where=_BESIDE.join(names),
+            remedy="parallel texts need as many lines on both sides; check that both are whole and of one version",
+        )
+
+
+def _texts_in_line(side: str, split: str) -> Iterator[str]:
+    path = Path(side)
+    if path.is_file() and EXTENSIONS.get(known_extension(path), "text") == "text":
+        return text_lines(path)
+    return (str(record["text"] or "") for record in read_records(side, split=split, columns=("text",)))
 
 
 def source_files(path: Path, format: str | None = None) -> list[Path]:
@@ -152,32 +211,3 @@ def _builtin_records(source: str, split: str) -> Iterator[Record]:
         raise ConfigError(f"max_per_origin={limit} is no number", where=source, remedy="use a number of at least 1")
     languages = [tag for tag in options.get("languages", "").split(",") if tag.strip()]
     return iter(list(localisation_records(languages, split=split, max_per_origin=int(limit))))
-
-
-def _hub_records(name: str, config: str | None, split: str) -> Iterator[Record]:
-    import datasets
-
-    where = f"Hub dataset {name}"
-    local = f"; if a file or folder {name} was meant: there is none"
-    try:
-        yield from datasets.load_dataset(name, config, split=split, streaming=True)
-    except ConnectionError as error:
-        raise DataError(
-            f"the Hugging Face Hub cannot be reached: {error}",
-            where=where,
-            remedy="check the network and that HF_HUB_OFFLINE is not set; or, where there is a network, run "
-            f"`hf download --repo-type dataset {name} --local-dir DIR` and give the folder DIR as the source" + local,
-        ) from error
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(
-            "no such dataset, or it is private",
-            where=where,
-            remedy="check the name on https://huggingface.co/datasets; if it is private or gated, run "
-            "`hf auth login`" + local,
-        ) from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot be read: {error}",
-            where=where,
-            remedy="check the configuration (owner/name:config) and the split on the dataset's page",
-        ) from error

@@ -16,7 +16,8 @@ class DatasetConfig(Section):
     """One corpus with a task's mapping from fields to (source, target)."""
 
     path: str = Field(
-        description="file, folder, hub:owner/name or builtin:localisation; {languages}: the recipe's languages"
+        description="file, folder, hub:owner/name, builtin:localisation, or parallel texts FIRST|SECOND; {languages}: "
+        "the recipe's languages"
     )
     task: str = Field(
         default="translation",
@@ -26,6 +27,8 @@ class DatasetConfig(Section):
     split: str = Field(default="train", description="split to read, for Hub data sets")
     dev: str | None = Field(default=None, description="development file; without it, dev_percent of `path`")
     test: str | None = Field(default=None, description="test file; without it, test_percent of `path`")
+    dev_split: str = Field(default="validation", description="split of a Hub data set in `dev`")
+    test_split: str = Field(default="test", description="split of a Hub data set in `test`")
     dev_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for development, by hash")
     test_percent: int = Field(default=5, ge=0, le=50, description="share of sources held out for testing, by hash")
     stages: tuple[StageName, ...] = Field(
@@ -91,8 +94,8 @@ class DataConfig(Section):
         for corpus in (*content["datasets"], *content["monolingual"]):
             del corpus["licence"]
         for dataset in content["datasets"]:
-            for name in ("train_limit", "dev_limit"):
-                if dataset[name] is None:
+            for name in ("train_limit", "dev_limit", "dev_split", "test_split"):
+                if dataset[name] == DatasetConfig.model_fields[name].default:
                     del dataset[name]
         for corpus in content["monolingual"]:
             if not corpus["test_percent"]:

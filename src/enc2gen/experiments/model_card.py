@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from enc2gen.corpora.languages import base_language, language_name
+from enc2gen.corpora.readers import source_sides
 from enc2gen.experiments import findings
 from enc2gen.experiments.bridge.tables import NOTHING, markdown
 from enc2gen.experiments.data_config import STAGE_NAMES, DatasetConfig, MonolingualConfig
@@ -96,8 +97,7 @@ def _metadata(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) -
         language=list(dict.fromkeys(base_language(tag) for tag in recipe.languages)),
         library_name="enc2gen",
         base_model=base if _on_hub(base) else None,
-        datasets=[name for name in dict.fromkeys(_hub_name(corpus.path) for corpus in _corpora(recipe)) if name]
-        or None,
+        datasets=list(dict.fromkeys(name for corpus in _corpora(recipe) for name in _hub_names(corpus.path))) or None,
         metrics=list(dict.fromkeys(HUB_METRICS.get(name, name) for name in metrics["higher_is_better"])),
         tags=["enc2gen", "encoder-decoder", recipe.systems[recipe.main_system].preset],
         model_name=recipe.name,
@@ -141,13 +141,19 @@ def _on_hub(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
-def _hub_name(path: str) -> str | None:
-    return path.removeprefix("hub:").partition("?")[0] if path.startswith("hub:") else None
+def _hub_names(path: str) -> list[str]:
+    """`owner/name` of the Hub data sets that a path names, without their configuration or file."""
+    found = [side.removeprefix("hub:").partition(":")[0] for side in source_sides(path) if side.startswith("hub:")]
+    return ["/".join(name.split("/")[:2]) for name in found]
 
 
 def _shown(path: str, recipe: Recipe) -> str:
     """A path as a card shows it: of local files the name alone, which says nothing of the machine."""
-    path = path.replace("{languages}", ",".join(recipe.languages))
+    sides = source_sides(path.replace("{languages}", ",".join(recipe.languages)))
+    return "|".join(map(_shown_side, sides))
+
+
+def _shown_side(path: str) -> str:
     local = not path.startswith(("hub:", "builtin:", "embedded:")) and not _on_hub(path)
     return Path(path).name if local else path
 

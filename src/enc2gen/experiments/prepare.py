@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from enc2gen.corpora.builtin import split_of
 from enc2gen.corpora.languages import normalise_language
-from enc2gen.corpora.readers import read_records
+from enc2gen.corpora.readers import read_records, source_sides
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import encoder_positions
 from enc2gen.errors import ConfigError, DataError
@@ -141,7 +141,8 @@ def _hashed(file: Path, modified: int) -> str:
 def data_files(recipe: Recipe) -> list[str]:
     """Names of everything the recipe reads text from."""
     named = [path for d in recipe.data.datasets for path in (d.path, d.dev, d.test) if path is not None]
-    return [_expand(path, recipe) for path in (*named, *(corpus.path for corpus in recipe.data.monolingual))]
+    named += [corpus.path for corpus in recipe.data.monolingual]
+    return [side for path in named for side in source_sides(_expand(path, recipe))]
 
 
 class _Writer:
@@ -173,13 +174,10 @@ def _expand(path: str, recipe: Recipe) -> str:
 def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[str, Example]]:
     """Examples with their split: of files of their own, or by a hash of the source."""
     task = build_task(dataset.task, dataset.fields)
-    held_out = {
-        "dev": dataset.dev,
-        "test": dataset.test,
-    }
-    for split, path in held_out.items():
+    held_out = {"dev": (dataset.dev, dataset.dev_split), "test": (dataset.test, dataset.test_split)}
+    for split, (path, hub_split) in held_out.items():
         if path is not None:
-            records = read_records(_expand(path, recipe), split="validation" if split == "dev" else "test")
+            records = read_records(_expand(path, recipe), split=hub_split)
             yield from ((split, example) for example in task.examples(records, where=path))
     records = islice(read_records(_expand(dataset.path, recipe), split=dataset.split), dataset.limit)
     for example in task.examples(records, where=dataset.path):

@@ -151,6 +151,8 @@ class EvaluationConfig(Section):
             del content["split"]
         if not self.denoising:
             del content["denoising"], content["noise"]
+        if not self.decoding.compile:
+            del content["decoding"]["compile"]
         return content
 
 

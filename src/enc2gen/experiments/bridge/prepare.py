@@ -14,7 +14,7 @@ from typing import Any
 import enc2gen.data.name_kinds  # noqa: F401  registers a task
 from enc2gen import __version__
 from enc2gen.corpora.builtin import split_of
-from enc2gen.corpora.readers import read_records, source_files
+from enc2gen.corpora.readers import read_records, source_files, source_sides
 from enc2gen.data.classification import (
     ClassificationTask,
     LabelledText,
@@ -103,7 +103,11 @@ def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
         "seed": recipe.seeds[0],
         "task": task.model_dump(mode="json") if task else None,
         "stages": {stage.name: [data.model_dump(mode="json") for data in stage.data] for stage in recipe.stages},
-        "files": fingerprint(*named, *lexicons, *([task.path] if task and task.path else [])),
+        "files": fingerprint(
+            *(side for path in named for side in source_sides(path)),
+            *lexicons,
+            *([task.path] if task and task.path else []),
+        ),
     }
 
 
@@ -176,11 +180,14 @@ def check_hold_outs(recipe: BridgeRecipe) -> None:
 
 def _files(data: PairsSection | CodeSwitchedSection) -> set[str]:
     """What an entry reads, under one name however it is written; parts of built-in corpora share their English."""
-    if Path(data.path).exists():
-        return {str(file.resolve()) for file in source_files(Path(data.path))}
-    if data.path.startswith("builtin:"):
-        return {f"{data.path.partition('?')[0]}, split {data.split}"}
-    return {f"{data.path.removeprefix('hub:')}, split {data.split}"}
+    found: set[str] = set()
+    for side in source_sides(data.path):
+        if Path(side).exists():
+            found |= {str(file.resolve()) for file in source_files(Path(side))}
+        else:
+            name = side.partition("?")[0] if side.startswith("builtin:") else side.removeprefix("hub:")
+            found.add(f"{name}, split {data.split}")
+    return found
 
 
 def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:

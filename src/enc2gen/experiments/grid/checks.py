@@ -76,7 +76,8 @@ def check_start(start: GridRun, recipe: Recipe, where: str) -> None:
 def _check_held_out(own: DatasetConfig, place: str, recipe: Recipe, before: Recipe, where: str) -> None:
     """What is held out depends on a text's hash alone: the test share comes first, then the development share."""
     corpus = Corpus.of(own.path, own.split, recipe)
-    files = {name: Corpus.of(path, "", recipe) for name, path in (("test", own.test), ("dev", own.dev)) if path}
+    named = {"test": (own.test, own.test_split), "dev": (own.dev, own.dev_split)}
+    files = {name: Corpus.of(path, split, recipe) for name, (path, split) in named.items() if path}
     test, dev = _shares(own)
     for number, other in enumerate(before.data.datasets):
         if "pretrain" not in other.stages:
