@@ -25,6 +25,7 @@ def run(question: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "trimmed": False,
             "pairs": pairs,
             "precision": precision,
+            "compile": False,
             "target_tokens": options["target_tokens"] // share,
             "steps": 1,
             "seed": options["seed"],

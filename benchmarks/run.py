@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=2, help="CPU threads of each side [2]")
     add("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one [auto]")
     add("--precision", choices=("fp32", "bf16", "int8"), help="other than the question's own")
+    add("--compile", action="store_true", help="train_trimmed, train_full_vocabulary: our layers by torch.compile")
     add("--turns", type=int, help="turns of each side that count [5]")
     add("--steps", type=int, help="updates in a turn of training [2]")
     add("--target-tokens", type=int, help="target tokens of a training batch, about [4000]")
@@ -95,7 +96,9 @@ def main(words: list[str] | None = None) -> int:
             continue
         command = f"python -m benchmarks.run {shlex.join([question, *_rest(words, questions)])}"
         entry = described(found, command=command, seed=options["seed"], threads=options["threads"])
-        name = question if options["model"] in (DEFAULT_MODEL, "tiny") else f"{question}@{Path(options['model']).name}"
+        marks = [] if options["model"] in (DEFAULT_MODEL, "tiny") else [Path(options["model"]).name]
+        marks += ["compiled"] if found.get("compiled") else []
+        name = "@".join([question, *(["-".join(marks)] if marks else [])])
         print(markdown(name, entry), end="\n\n", flush=True)
         if path is not None:
             store(name, entry, path)

@@ -162,6 +162,7 @@ def ours(turns: Turns, settings: dict[str, Any]) -> None:
         schedule="constant",
         learning_rate=1e-5,
         precision=settings["precision"],
+        compile=settings["compile"],
         log_every=1,
         eval_every=ENDLESS,
         save_every=ENDLESS,
@@ -258,6 +259,7 @@ def run(question: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "trimmed": question == "train_trimmed",
         "pairs": pairs,
         "precision": options["precision"] or "bf16",
+        "compile": options["compile"],
         "target_tokens": options["target_tokens"],
         "steps": options["steps"],
         "seed": options["seed"],
@@ -292,6 +294,7 @@ def entry(
         "speedup": compared.speedup,
         "memory_ratio": peak(mine) / peak(other),
         "spread": compared.spread,
+        "compiled": settings["compile"],
         "limit_fraction": achieved["ours"],
         "products_fraction": profiles["ours"]["products_per_second"] / rate,
         "rows": {
@@ -307,6 +310,6 @@ def entry(
         },
         "profile": {side: profiles[side]["profile"] for side in profiles},
         "setting": f"{settings['model']}, vocabulary {first['vocabulary']:,}, {settings['precision']}, "
-        f"{first['steps']} updates a turn of {first['targets']:,.0f} target tokens each, {len(mine)} turns; {origin}; "
+        f"{'our layers compiled, ' if settings['compile'] else ''}{first['steps']} updates a turn of {first['targets']:,.0f} target tokens each, {len(mine)} turns; {origin}; "
         f"matrix products {rate / 1e9:,.0f} GFLOP/s",
     }

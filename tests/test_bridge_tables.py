@@ -13,7 +13,8 @@ from scipy.stats import pearsonr
 from enc2gen.evaluation.alignment import AlignmentTable, LanguageAlignment
 from enc2gen.experiments.bridge import results as collecting
 from enc2gen.experiments.bridge.report import print_results
-from enc2gen.experiments.bridge.tables import best_bridge, markdown, result_tables
+from enc2gen.experiments.bridge.tables import best_bridge, result_tables
+from enc2gen.experiments.report_tables import markdown
 
 
 def score(value: float) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from enc2gen.corpora.languages import base_language, language_name
 from enc2gen.corpora.readers import source_sides
 from enc2gen.experiments import findings
-from enc2gen.experiments.bridge.tables import NOTHING, markdown
 from enc2gen.experiments.data_config import STAGE_NAMES, DatasetConfig, MonolingualConfig
 from enc2gen.experiments.findings import METRIC_LABELS, METRIC_TERMS
 from enc2gen.experiments.recipe import FLOORS, Recipe
+from enc2gen.experiments.report_tables import NOTHING, markdown
 from enc2gen.experiments.workspace import Workspace
 
 CARD = "README.md"

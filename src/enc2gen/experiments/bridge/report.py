@@ -25,8 +25,9 @@ from enc2gen.experiments.bridge.figures import (
     save_figure,
 )
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
-from enc2gen.experiments.bridge.tables import best_bridge, markdown, result_tables, systems
+from enc2gen.experiments.bridge.tables import best_bridge, result_tables, systems
 from enc2gen.experiments.recipe import as_yaml
+from enc2gen.experiments.report_tables import markdown
 from enc2gen.experiments.workspace import Workspace
 
 Drawn = Iterator[tuple[str, Figure, str]]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from enc2gen.evaluation.parallel_texts import language_label
 from enc2gen.experiments.findings import METRIC_LABELS
+from enc2gen.experiments.report_tables import NOTHING, Table, points, signed, with_interval
 
-NOTHING = "\N{EN DASH}"
 CONTROL_LABELS = {"majority": "majority class", "probe": "linear probe on the encoder", "llm_alone": "LLM alone"}
-
-Table = dict[str, Any]
-"""`title`, `note`, `header` and `rows` of text; `long`: too long for a terminal; `texts`: cells are texts."""
 
 
 def result_tables(results: Mapping[str, Any]) -> list[Table]:
@@ -45,19 +42,6 @@ def _named(table: Table, method: str) -> Table:
     return {**table, "title": f"{table['title']}{joined} {method}", "note": note}
 
 
-def markdown(table: Table) -> str:
-    """The table with its title and note."""
-    lines = [f"## {table['title']}", "", *([table["note"], ""] if table["note"] else [])]
-    lines.append("| " + " | ".join(_escaped(table["header"])) + " |")
-    lines.append("| --- |" + (" --- |" if table.get("texts") else " ---: |") * (len(table["header"]) - 1))
-    lines += ["| " + " | ".join(_escaped(row)) + " |" for row in table["rows"]]
-    return "\n".join([*lines, ""])
-
-
-def _escaped(cells: Sequence[str]) -> list[str]:
-    return [" ".join(cell.replace("|", "\\|").replace("<", "&lt;").split()) for cell in cells]
-
-
 def systems(results: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Bridges, then controls: name -> (label, its accuracies by the first method); those without any are left out."""
     found = {name: (name, entry["accuracy"].get(results["method"])) for name, entry in results["bridges"].items()}
@@ -78,23 +62,6 @@ def best_bridge(results: Mapping[str, Any]) -> str | None:
 def home(results: Mapping[str, Any]) -> str:
     """The languages of training, in words."""
     return ", ".join(language_label(language) for language in results["train_languages"])
-
-
-def points(value: float | None) -> str:
-    """`31.4`."""
-    return NOTHING if value is None else f"{value:.1f}"
-
-
-def with_interval(score: Mapping[str, Any] | None) -> str:
-    """`31.4 [29.9, 33.0]`."""
-    return NOTHING if score is None else f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
-
-
-def signed(difference: Mapping[str, Any] | None) -> str:
-    """`+1.4 [-0.2, +3.0]`."""
-    if difference is None:
-        return NOTHING
-    return f"{difference['value']:+.1f} [{difference['low']:+.1f}, {difference['high']:+.1f}]"
 
 
 def _share(value: float | None) -> str:

@@ -14,10 +14,10 @@ from rich.table import Table as ScreenTable
 from enc2gen.corpora.languages import language_name
 from enc2gen.corpora.report_pages import html_environment, replace_text, writing_report
 from enc2gen.experiments.bridge.figures import save_figure
-from enc2gen.experiments.bridge.tables import markdown, with_interval
 from enc2gen.experiments.findings import METRIC_LABELS
 from enc2gen.experiments.grid.plots import draw_all, headline, label
 from enc2gen.experiments.grid.tables import caution, facts, findings, result_tables
+from enc2gen.experiments.report_tables import markdown, with_interval
 
 PICTURES = ("scores", "curves", "sizes")
 

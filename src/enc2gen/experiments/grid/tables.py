@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enc2gen.corpora.languages import language_name
-from enc2gen.experiments.bridge.tables import NOTHING, Table, points, signed, with_interval
 from enc2gen.experiments.findings import METRIC_LABELS, duration
 from enc2gen.experiments.grid.learning import MEAN
 from enc2gen.experiments.grid.plots import excludes_zero, group_title, groups, headline, label, languages, variants
+from enc2gen.experiments.report_tables import NOTHING, Table, points, signed, with_interval
 
 FLOOR_LABELS = {"copy_source": "(copied source)", "best_constant": "(best constant string)"}
 
