@@ -49,18 +49,21 @@ def test_the_value_is_the_mean_over_seeds_of_sacrebleus_scores() -> None:
 
 
 def test_resamples_are_distributed_as_those_of_plain_loops() -> None:
-    """Draw seeds, draw sentences, score each drawn run's drawn sentences, average: written out."""
+    """Draw seeds and sentences, score the drawn runs' drawn sentences, average, stretch: written out."""
+    stretch = 3.182446 / 1.959964 * (4 / 3) ** 0.5  # Student's and the normal quantile, from tables
     rng = np.random.default_rng(0)
     values = rng.normal(50, 12, size=(4, 60)) + rng.normal(0, 5, size=(4, 1)) + rng.normal(0, 9, size=60)
     loops = []
     for _ in range(4000):
         sentences = rng.integers(0, 60, size=60)
-        loops.append(np.mean([np.mean([values[seed, i] for i in sentences]) for seed in rng.integers(0, 4, size=4)]))
+        by_seed = [np.mean([values[seed, i] for i in sentences]) for seed in range(4)]
+        drawn = np.mean([by_seed[seed] for seed in rng.integers(0, 4, size=4)])
+        loops.append(np.mean(by_seed) + stretch * (drawn - np.mean(by_seed)))
     found = resampled_means(means(values), resamples=4000)
     assert found.mean() == pytest.approx(np.mean(loops), abs=0.25)
     assert found.std() == pytest.approx(np.std(loops), rel=0.05)
     for share in (0.025, 0.25, 0.75, 0.975):
-        assert np.quantile(found, share) == pytest.approx(np.quantile(loops, share), abs=0.35)
+        assert np.quantile(found, share) == pytest.approx(np.quantile(loops, share), abs=0.6)
 
 
 def test_a_corpus_metric_is_aggregated_within_each_drawn_seed() -> None:
@@ -70,7 +73,8 @@ def test_a_corpus_metric_is_aggregated_within_each_drawn_seed() -> None:
     both = resampled_means(runs, resamples=300, seed=7)
     first, second = (resampled_means(one, resamples=300, seed=7) for one in (only_first, only_second))
     # Two seeds drawn from two: twice the first, one of each, or twice the second; sentences as for one seed alone.
-    kinds = [np.isclose(both, wanted) for wanted in (first, (first + second) / 2, second)]
+    middle, stretch = (first + second) / 2, 12.706205 / 1.959964 * 2**0.5
+    kinds = [np.isclose(both, middle + stretch * (one - middle), rtol=1e-4) for one in (first, middle, second)]
     assert np.logical_or.reduce(kinds).all()
     assert [kind.mean() for kind in kinds] == pytest.approx([0.25, 0.5, 0.25], abs=0.09)
 
@@ -119,6 +123,21 @@ def test_intervals_over_seeds_cover_what_intervals_over_sentences_miss() -> None
         covered["sentences"] += one.low <= 50 <= one.high
     assert covered["both"] / 250 >= 0.88
     assert covered["sentences"] / 250 <= 0.6
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_systems_differ_by_chance_in_one_interval_of_twenty(seeds: int) -> None:
+    """Of two recipes that are the same but for luck, where runs differ more than sentences; drawn without the stretch,
+    a quarter of the intervals over three seeds would exclude zero."""
+    rng = np.random.default_rng(6)
+    found = []
+    for number in range(200):
+        first, second = (
+            means(50 + rng.normal(0, 4, size=(seeds, 1)) + rng.normal(0, 8, size=(1, 80))) for _ in range(2)
+        )
+        pair = paired_difference(first, second, resamples=400, seed=number)
+        found.append(pair.low > 0 or pair.high < 0)
+    assert np.mean(found) <= 0.09
 
 
 def test_only_common_seeds_are_compared_and_order_does_not_matter() -> None:

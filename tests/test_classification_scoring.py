@@ -34,17 +34,17 @@ def test_interval_covers_seeds_too() -> None:
     models = np.stack([np.arange(500) < share for share in (300, 350, 400)]).astype(float)
     one, three = accuracy(models[1]), accuracy(models, resamples=4000)
     assert three.value == pytest.approx(70)
-    # Var(mean of 3 drawn from 3) = (2/3 of the unbiased variance) / 3, beside that of the items.
-    items = 100 * np.sqrt(models.mean(0).var() / 500)
-    seeds = 100 * models.mean(1).std() / np.sqrt(3)
-    assert (three.high - three.low) / (2 * 1.96) == pytest.approx(np.hypot(items, seeds), rel=0.12)
+    # Student's interval of the mean of three models, 4.303 standard errors, beside the normal one of the items.
+    items = 1.96 * 100 * np.sqrt(models.mean(0).var() / 500)
+    seeds = 4.303 * 100 * models.mean(1).std(ddof=1) / np.sqrt(3)
+    assert (three.high - three.low) / 2 == pytest.approx(np.hypot(items, seeds), rel=0.15)
     assert three.high - three.low > 1.3 * (one.high - one.low)
 
 
 def test_paired_difference_of_seeds() -> None:
     item = np.random.default_rng(1).random(300)
     first = np.stack([(item < share).astype(float) for share in (0.70, 0.71, 0.72)])
-    second = np.stack([(item < share).astype(float) for share in (0.60, 0.61)])
+    second = np.stack([(item < share).astype(float) for share in (0.60, 0.605, 0.61)])
     found = paired_over_seeds(first, second, resamples=2000)
     assert found.value == pytest.approx(100 * (first.mean() - second.mean()))
     assert found.low > 0 and found.p_value < 0.01 and found.n == 300

@@ -228,7 +228,7 @@ def test_findings_say_better_worse_and_undecided_by_the_interval(tmp_path: Path)
     assert re.search(r"worse in Kazakh .*; undecided in Uyghur \(-2\.0 \[-4\.1, \+0\.3\]\)\.", findings(results)[0])
     results["higher_is_better"]["chrf++"] = False  # as of an error rate
     assert "better in Kazakh" in findings(results)[0]
-    assert "two-level bootstrap" in caution(results) and "Of 2 comparisons, about 0.1" in caution(results)
+    assert "two-level bootstrap" in caution(results) and "Of 2 comparisons, up to 0.1" in caution(results)
 
 
 def test_one_seed_is_said_to_be_one_seed(tmp_path: Path) -> None:

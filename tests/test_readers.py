@@ -446,6 +446,21 @@ def test_one_file_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked == [("o/mc2", "sub/ug-2023.jsonl", "dataset")]
 
 
+def test_parallel_files_of_a_hub_dataset_keep_their_lines_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.en").write_text("One\n\nThree\nFour\n")
+    (tmp_path / "t.kk").write_text("Bir\nEki\n\nTort\n")
+    (tmp_path / "t.jsonl").write_text('{"text": "A"}\n{"text": "B"}\n{"text": ""}\n{"text": "D"}\n')
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file, **__: str(tmp_path / file))
+    found = [tuple(pair.values()) for pair in read_records("hub:o/n/t.en|hub:o/n/t.kk")]
+    assert found == [("One", "Bir"), ("Four", "Tort")]
+    found = [tuple(pair.values()) for pair in read_records(f"{tmp_path / 't.en'}|hub:o/n/t.jsonl")]
+    assert found == [("One", "A"), ("Four", "D")]
+    with pytest.raises(DataError, match="a folder has no line"):
+        read_records(f"{tmp_path}|{tmp_path / 't.kk'}")
+
+
 def test_what_is_wrong_with_a_file_of_the_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import errors
 

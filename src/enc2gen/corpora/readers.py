@@ -110,9 +110,17 @@ def _paired(names: Sequence[str], texts: Sequence[Iterator[str]]) -> Iterator[Re
 
 
 def _texts_in_line(side: str, split: str) -> Iterator[str]:
-    path = Path(side)
+    path = hub_file(file["name"], file["file"]) if (file := _HUB_FILE.fullmatch(side)) else Path(side)
     if path.is_file() and EXTENSIONS.get(known_extension(path), "text") == "text":
         return text_lines(path)
+    if path.is_dir():
+        raise DataError(
+            "a folder has no line that belongs to another's",
+            where=side,
+            remedy="name two files, FIRST|SECOND; or put both texts into one file, as .tsv or .jsonl",
+        )
+    if file:
+        return (str(record["text"] or "") for record in read_records(path, columns=("text",)))
     return (str(record["text"] or "") for record in read_records(side, split=split, columns=("text",)))
 
 

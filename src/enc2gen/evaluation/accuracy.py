@@ -2,9 +2,8 @@
 
 Correctness is an array `[seeds, items]` of 0 and 1 (or of shares), one row for each model that was trained with
 another seed; `[items]` is one model. A resample draws items and, where there are several, seeds, both with
-replacement, so an interval says what other test items and other training runs would give. Few seeds show less than
-their spread (three drawn from three vary by two thirds of the variance), so with few of them intervals are somewhat
-narrow still.
+replacement, so an interval says what other test items and other training runs would give. Draws of seeds are
+stretched, because few show less than their spread (`significance.seed_shares`).
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from enc2gen.evaluation.significance import (
     difference,
     interval,
     resampling_weights,
+    seed_shares,
 )
 
 _ITEMS, _SEEDS = 0, 1  # what a draw is about; parts of its seed
@@ -60,7 +60,7 @@ def macro_accuracy(
     """
     groups = _groups(correct, parallel)
     samples = _samples(groups, parallel, resamples, seed, system=0)
-    low, high = interval(samples, confidence)
+    low, high = interval(samples.clip(0.0, 100.0), confidence)
     seeds, items = len(groups[0]), sum(group.shape[1] for group in groups)
     signature = f"metric:accuracy|languages:{len(groups)}|n:{items}|seeds:{seeds}|resamples:{resamples}"
     return Score("accuracy", _mean(groups), low, high, items, signature, confidence)
@@ -180,8 +180,7 @@ def _samples(groups: Sequence[Floats], parallel: bool, resamples: int, seed: int
     if resamples < 1:
         raise ConfigError(f"resamples is {resamples}", remedy=f"use at least 1; {RESAMPLES} is the default")
     seeds = len(groups[0])
-    # One model is one model: nothing to draw from. Its draw is of weight 1.
-    drawn_seeds = np.concatenate(list(resampling_weights(seeds, resamples, _state(seed, _SEEDS, system)))) / seeds
+    drawn_seeds = seed_shares(seeds, resamples, _state(seed, _SEEDS, system))
     pooled: Sequence[Floats] = [np.mean(groups, axis=0)] if parallel else groups  # mean of means: same item weights
     totals = np.zeros(resamples)
     for index, group in enumerate(pooled):

@@ -5,9 +5,9 @@ about a recipe is about other training runs, too. So a resample draws seeds and 
 (two-level bootstrap; Davison and Hinkley 1997, section 3.8). The draw depends on `seed` and on the numbers of seeds and
 sentences only: all systems of a comparison see the same draws, so differences are paired in both.
 
-Few seeds show less than their spread: three drawn from three vary by two thirds of the variance. Where seeds differ
-much more than sentences, a 95 % interval over three seeds is no more than their range, which covers the true mean in
-three of four cases. So look at the single seeds beside it, and settle what matters with more of them.
+Few seeds drawn from few show less than their spread, so draws of seeds are stretched (`significance.seed_shares`): of two
+equal systems, at most about one 95 % interval in twenty excludes zero, from two seeds on. That makes differences between
+few seeds hard to prove, as they are; look at the single seeds too, and settle what matters with more of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from enc2gen.evaluation.significance import (
     difference,
     interval,
     resampling_weights,
+    seed_shares,
 )
 
 SeedStatistics = Mapping[int, Statistics]
@@ -59,6 +60,7 @@ def score_over_seeds(
     """
     statistics = _checked(runs, resamples, confidence)
     low, high = interval(resampled_means(runs, resamples=resamples, seed=seed), confidence)
+    low = max(low, 0.0)  # as every metric here is
     first, _, rest = statistics[0].signature.partition("|")
     signature = "|".join(filter(None, (first, f"seeds:{len(runs)}", f"bs:{resamples}", f"seed:{seed}", rest)))
     return Score(name, mean_over_seeds(runs), low, high, len(statistics[0]), signature, confidence)
@@ -99,8 +101,8 @@ def resampled_means(runs: SeedStatistics, *, resamples: int = RESAMPLES, seed: i
     Within a resample the sentences drawn are the same for all seeds: they are one test set.
     """
     statistics = _checked(runs, resamples)
-    # Each level has draws of its own, whatever the size of the other. One run is one run: its weight is always 1.
-    shares = np.concatenate(list(resampling_weights(len(runs), resamples, _state(seed, _SEEDS)))) / len(runs)
+    # Each level has draws of its own, whatever the size of the other.
+    shares = seed_shares(len(runs), resamples, _state(seed, _SEEDS))
     means = np.zeros(resamples)
     start = 0
     for weights in resampling_weights(len(statistics[0]), resamples, _state(seed, _SENTENCES)):

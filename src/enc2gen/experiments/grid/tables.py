@@ -59,13 +59,11 @@ def caution(results: Mapping[str, Any]) -> str:
     else:
         drawn = (
             "Intervals are 95 % and over both training seeds and test sentences (two-level bootstrap, the same draws "
-            "for all cells). Few seeds show less than their spread: where seeds differ more than sentences, an "
-            "interval over three is hardly wider than their range, which covers the truth in three of four cases. See "
-            "the single seeds."
+            "for all cells; those of seeds are stretched, because few show less than their spread). See the single seeds."
         )
     if len(seeds) > 1:
         drawn += f" Cells have {seeds[0]} to {seeds[-1]} finished seeds; those with one have intervals over sentences."
-    chance = f" Of {count} comparisons, about {0.05 * count:.1f} would exclude zero by chance alone." if count else ""
+    chance = f" Of {count} comparisons, up to {0.05 * count:.1f} would exclude zero by chance alone." if count else ""
     return drawn + chance
 
 
