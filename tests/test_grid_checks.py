@@ -49,6 +49,12 @@ def plan(
         (strings("{languages}", test_percent=5), strings("ug,mn")),
         (pairs("held-out.tsv"), pairs(test="held-out.tsv")),
         (pairs("held-out.tsv"), pairs(dev="held-out.tsv")),
+        (pairs("c.en | c.kk", test_percent=5), pairs("c.en|c.kk")),
+        (pairs("t.kk|t.en"), pairs(test="t.en|t.kk")),
+        (pairs("hub:o/n/f.jsonl"), pairs(test="hub:o/n/f.jsonl")),
+        (pairs("hub:o/n:kk", split="test"), pairs(test="hub:o/n:kk")),
+        (pairs("o/n"), pairs("hub:o/n", dev_percent=8)),
+        (pairs(str(Path("pairs.tsv").resolve()), test_percent=5), pairs()),
     ],
 )
 def test_pretraining_on_what_a_task_holds_out_is_refused(
@@ -79,6 +85,26 @@ def test_pretraining_on_what_a_task_holds_out_is_refused(
 )
 def test_pretraining_on_anything_else_is_not(tmp_path: Path, before: dict[str, Any], task: dict[str, Any]) -> None:
     assert len(plan(tmp_path, before, task)) == 2
+
+
+@pytest.mark.parametrize("text", ["pairs.tsv", "./pairs.tsv", "held-out.tsv"])
+def test_what_a_task_holds_out_is_not_denoised(tmp_path: Path, text: str) -> None:
+    """Plain text for pretraining is held out by another hash, if at all."""
+    content = definition(Path("encoder"), variants={"shared": {}})
+    content["recipe"] = {**content["recipe"], "encoder": {"name": "encoder"}}
+    content["pretraining"] = {
+        "pretrain": stage(),
+        "data": {"datasets": [pairs()], "monolingual": [{"path": text, "field": "kk", "language": "kk"}]},
+    }
+    task = pairs() if "pairs" in text else pairs(test="held-out.tsv", dev_percent=0)
+    content["tasks"] = {"short": {"data": {"datasets": [task]}}}
+    path = write_definition(tmp_path / "toy.yaml", content)
+    with pytest.raises(ConfigError, match=r"data\.monolingual\[0\][\s\S]*denoise_targets"):
+        Planner(load_experiment(str(path))[0], tmp_path / "out").runs({})
+    content["pretraining"]["data"]["monolingual"][0]["path"] = "other.txt"
+    content["pretraining"]["data"]["datasets"] = [{**task}]
+    path = write_definition(tmp_path / "toy.yaml", content)
+    assert Planner(load_experiment(str(path))[0], tmp_path / "out").runs({})
 
 
 @pytest.mark.parametrize("encoder", [{"trim_vocabulary": True}, {"extend_vocabulary": {"size": 10}}])

@@ -356,6 +356,12 @@ def test_other_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def bad_split() -> object:
         raise ValueError("Bad split: trian. Available splits: ['train']")
 
+    def script() -> object:
+        raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+
+    _hub(monkeypatch, script)
+    with pytest.raises(DataError, match=r"Python script[\s\S]*refs/convert/parquet owner/name"):
+        list(read_records("owner/name"))
     _hub(monkeypatch, absent)
     with pytest.raises(DataError, match=r"no such dataset, or it is private[\s\S]*hf auth login"):
         list(read_records("owner/name"))

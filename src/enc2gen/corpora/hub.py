@@ -26,6 +26,13 @@ def hub_records(name: str, config: str | None, split: str) -> Iterator[Record]:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise _not_found(name, local) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if "scripts are no longer supported" in str(error):
+            raise DataError(
+                "it is a Python script, which no longer runs",
+                where=where,
+                remedy=f"`hf download --repo-type dataset --revision refs/convert/parquet {name} --local-dir DIR` fetches "
+                "the Hub's own copy of its data; give a .parquet file below DIR as the source",
+            ) from error
         raise DataError(
             f"cannot be read: {error}",
             where=where,

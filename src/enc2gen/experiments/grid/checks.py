@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from enc2gen.corpora.languages import normalise_languages
+from enc2gen.corpora.readers import known_extension, source_sides
 from enc2gen.errors import ConfigError
 from enc2gen.experiments.data_config import DatasetConfig, MonolingualConfig
 from enc2gen.experiments.grid.plan import GridRun
@@ -21,35 +22,48 @@ class Corpus:
     """The texts that a path stands for.
 
     Attributes:
-        name: equal names are equal texts.
+        names: of its files, or the name of a corpus without files; equal names are equal texts.
         languages: of a built-in corpus, which is one corpus per language; None for others.
     """
 
-    name: str
+    names: frozenset[str]
     languages: frozenset[str] | None = None
 
     @classmethod
     def of(cls, path: str, split: str, recipe: Recipe) -> Corpus:
-        """The corpus that `path` in the data of `recipe` is; the splits of a Hub data set are different texts."""
+        """The corpus that `path` in the data of `recipe` is, however it is written; the splits of a Hub data set are
+        different texts."""
         path = path.replace("{languages}", ",".join(recipe.languages))
         if path.startswith("builtin:"):
             name, _, query = path.partition("?")
             tags = [tag for tag in dict(parse_qsl(query)).get("languages", "").split(",") if tag.strip()]
-            return cls(name, frozenset(normalise_languages(tags, where=path)))
-        return cls(f"{path} {split}" if path.startswith("hub:") else os.path.normpath(path))
+            return cls(frozenset([name]), frozenset(normalise_languages(tags, where=path)))
+        return cls(frozenset(name for side in source_sides(path) for name in _names(side, split)))
 
     def overlaps(self, other: Corpus) -> bool:
         """Whether some texts belong to both."""
-        if self.languages is None or other.languages is None:
-            return self == other
-        return self.name == other.name and bool(self.languages & other.languages)
+        if not self.names & other.names:
+            return False
+        return self.languages is None or other.languages is None or bool(self.languages & other.languages)
 
     def within(self, others: Iterable[Corpus]) -> bool:
         """Whether all its texts belong to one of the others."""
-        same = [other for other in others if other.name == self.name]
+        same = [other for other in others if other.names & self.names]
         if self.languages is None:
-            return bool(same)
+            return self.names <= frozenset[str]().union(*(other.names for other in same))
         return self.languages <= frozenset[str]().union(*(other.languages or () for other in same))
+
+
+def _names(source: str, split: str) -> list[str]:
+    """One side of a corpus: its files by their full paths, or its name on the Hub with the split."""
+    path = Path(source)
+    if path.is_dir():
+        return [str(file.resolve()) for file in path.rglob("*") if file.is_file()]
+    hub = source.removeprefix("hub:")
+    if source.startswith("hub:") and hub.count("/") > 1:  # one file, which has no splits
+        return [source]
+    on_hub = source.startswith("hub:") or (not path.exists() and not known_extension(path) and source.count("/") == 1)
+    return [f"hub:{hub} {split}"] if on_hub and not source.startswith(".") else [str(path.resolve())]
 
 
 def check_start(start: GridRun, recipe: Recipe, where: str) -> None:
@@ -79,6 +93,16 @@ def _check_held_out(own: DatasetConfig, place: str, recipe: Recipe, before: Reci
     named = {"test": (own.test, own.test_split), "dev": (own.dev, own.dev_split)}
     files = {name: Corpus.of(path, split, recipe) for name, (path, split) in named.items() if path}
     test, dev = _shares(own)
+    for number, text in enumerate(before.data.monolingual):
+        denoised = Corpus.of(text.path, text.split, before)
+        held_out = [*files.values(), *([corpus] if test or dev else [])]
+        if any(denoised.overlaps(one) for one in held_out):
+            raise ConfigError(
+                f"pretraining trains on the texts of {text.path} (pretraining: data.monolingual[{number}]), some of which "
+                f"the task holds out ({place})",
+                where=where,
+                remedy="leave it out there; `denoise_targets: true` denoises the training texts alone",
+            )
     for number, other in enumerate(before.data.datasets):
         if "pretrain" not in other.stages:
             continue

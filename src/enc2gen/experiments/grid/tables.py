@@ -239,10 +239,14 @@ def _search(results: Mapping[str, Any]) -> Table:
         chosen = found.get("chosen", {})
         for settings, scores in found.items():
             for values, score in scores.items() if settings != "chosen" else ():
-                mark = "chosen" if values == _joined(settings, chosen) else ""
+                mark = ""
+                if values == _joined(settings, chosen):
+                    edges = _at_edges(values, list(scores))
+                    mark = f"chosen, at an edge of {edges}" if edges else "chosen"
                 rows.append([label(results, variant), settings, values, points(score), mark])
     name = METRIC_LABELS.get(headline(results), headline(results))
-    note = f"On the development set and the first seed; the best value is used. {_who_searched(results)}"
+    note = "On the development set and the first seed; the best value is used. At an edge: nothing beyond was tried. "
+    note += _who_searched(results)
     header = ["system", "setting", "value", f"{name} (development set)", ""]
     return {"title": "Search", "note": note, "header": header, "rows": rows, "texts": True}
 
@@ -258,6 +262,20 @@ def _who_searched(results: Mapping[str, Any]) -> str:
     if not without and all(one == next(iter(tried.values())) for one in tried.values()):
         return "Every variant gets the same search."
     return "The variants' searches are not the same" + (f"; without one: {', '.join(without)}." if without else ".")
+
+
+def _at_edges(chosen: str, tried: Sequence[str]) -> str:
+    """The chosen numbers that are the smallest or largest tried, where a better one may lie beyond."""
+    columns = list(zip(*(values.split(", ") for values in tried), strict=True))
+    found = []
+    for value, column in zip(chosen.split(", "), columns, strict=True):
+        try:
+            numbers = sorted({float(one) for one in column})
+        except ValueError:  # not numbers
+            continue
+        if len(numbers) > 1 and float(value) in (numbers[0], numbers[-1]):
+            found.append(value)
+    return ", ".join(found)
 
 
 def _joined(settings: str, chosen: Mapping[str, Any]) -> str:
