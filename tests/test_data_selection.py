@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -192,6 +193,25 @@ def test_parallel_files_train_and_test_a_run(tmp_path: Path, content: dict[str, 
     before = made.keys["prepare"]
     (tmp_path / "train.kk").write_text((tmp_path / "train.kk").read_text().replace("7", "9"))
     assert run(tmp_path, content, "prepare").keys["prepare"] != before
+
+
+def test_built_in_texts_are_known_by_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint("builtin:localisation?languages=kk")
+    assert before[0]["packages"].keys() == {"Babel", "pycountry", "Django"} and not fingerprint("hub:o/n")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "99")
+    assert fingerprint("builtin:localisation?languages=kk") != before
+
+
+def test_decoding_that_cannot_be_is_refused_before_training(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["evaluate"]["decoding"] = {"precision": "fp16"}
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="fp16 is not for a CPU"):
+            run(tmp_path, content, "report")
+    content["evaluate"]["decoding"] = {"coverage_penalty": 0.2}
+    content["systems"]["warm"] = {"preset": "warm-start"}
+    with pytest.raises(ConfigError, match="warm is decoded by transformers, which has no coverage_penalty"):
+        run(tmp_path, content, "report")
+    assert not list(tmp_path.rglob("finetuned"))
 
 
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:

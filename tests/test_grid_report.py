@@ -265,7 +265,14 @@ def test_search_marks_what_was_chosen(tmp_path: Path) -> None:
     results["search"]["full"] = {"rate, norm": {"1e-05, pre": None, "1e-05, post": 3.0}}
     results["search"]["full"]["chosen"] = {"rate": 1e-5, "norm": "post"}
     marks = [(row[2], row[-1]) for row in table(results, "Search")["rows"]]
-    assert marks == [("0.0001", ""), ("0.0003", "chosen"), ("1e-05, pre", ""), ("1e-05, post", "chosen")]
+    assert marks == [
+        ("0.0001", ""),
+        ("0.0003", "chosen, at an edge of 0.0003"),
+        ("1e-05, pre", ""),
+        ("1e-05, post", "chosen"),
+    ]
+    results["search"] = {"none": {"rate": {"1": 3.0, "2": 4.0, "3": 2.0}, "chosen": {"rate": 2}}}
+    assert [row[-1] for row in table(results, "Search")["rows"]] == ["", "chosen", ""]
 
 
 def test_held_out_denoising_is_a_ratio_of_sums_over_seeds(tmp_path: Path) -> None:
@@ -354,6 +361,9 @@ def test_sizes_are_compared_with_the_reference_of_the_same_size(tmp_path: Path) 
         own, base = (results["cells"][f"{name}/{size}"]["kk"]["chrf++"]["value"] for name in ("none", "full"))
         assert results["paired"][f"none/{size}"]["kk"]["value"] == pytest.approx(own - base)
     assert table(results, "100 examples: Kazakh") and table(results, "1,000 examples: Uyghur")
+    for place in results["grid"].values():
+        place["examples"] = {"kk": 640, "ug": 90}
+    assert "Size 1,000 was trained on 640 examples" in caution(results) and "Size 100 " not in caution(results)
     write_report(results, tmp_path)
     assert (tmp_path / "sizes.svg").exists()
     line = draw_sizes(results).axes[0].containers[0][0]

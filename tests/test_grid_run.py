@@ -64,6 +64,15 @@ def test_an_experiment_from_definition_to_report(
     assert not (wide / "stages" / "evaluate-shared.json").samefile(shared / "stages" / "evaluate-shared.json")
     assert not list(out.rglob("checkpoints"))
 
+    # A report of fewer cells does not take the place of this one unnoticed.
+    page = (out / "report.md").read_text(encoding="utf-8")
+    assert experiment(tmp_path, "--only", "shared", "--only", "beam", "--report") == 0
+    (kept,) = (out / "earlier").iterdir()
+    assert json.loads((kept / "results.json").read_text(encoding="utf-8")) == results
+    assert (kept / "report.md").read_text(encoding="utf-8") == page and (kept / "scores.svg").exists()
+    assert experiment(tmp_path, "--report") == 0, "a report of more cells holds what the one before held"
+    assert list((out / "earlier").iterdir()) == [kept]
+
     # Any cell can be done again by one command, and nothing is left to do.
     capsys.readouterr()
     main.app(["run", str(wide / "recipe.yaml")], standalone_mode=False)

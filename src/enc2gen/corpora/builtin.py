@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import html
 import importlib
+import importlib.metadata
 import importlib.util
 import re
 import unicodedata
@@ -42,6 +43,9 @@ MIN_PAIRS = 200  # our choice: fewer strings than this train nothing that can be
 MAX_PER_ORIGIN = 2000  # our choice: keeps 7,000 transliterated language names (ta, lo) from drowning the rest
 
 # CLDR sections of names and phrases; the others hold number and date patterns.
+_PACKAGES = {"babel": "Babel", "pycountry": "pycountry", "django": "Django"}
+"""Module -> package."""
+
 _BABEL_SECTIONS = (
     "territories", "languages", "scripts", "variants", "currency_names", "currency_names_plural", "months",
     "days", "quarters", "eras", "day_periods", "date_fields", "unit_display_names", "unit_patterns",
@@ -194,10 +198,16 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that hold the texts; those that are not installed are left out."""
+    installed = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is not None]
+    return {package: importlib.metadata.version(package) for package in installed}
+
+
 def _package_roots() -> dict[str, Path]:
     """Return the folders of the packages that hold catalogues, without importing them."""
     roots = {}
-    for module, package in (("babel", "Babel"), ("pycountry", "pycountry"), ("django", "Django")):
+    for module, package in _PACKAGES.items():
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise DataError(

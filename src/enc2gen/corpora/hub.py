@@ -30,8 +30,8 @@ def hub_records(name: str, config: str | None, split: str) -> Iterator[Record]:
             raise DataError(
                 "it is a Python script, which no longer runs",
                 where=where,
-                remedy=f"`hf download --repo-type dataset --revision refs/convert/parquet {name} --local-dir DIR` fetches "
-                "the Hub's own copy of its data; give a .parquet file below DIR as the source",
+                remedy=f"`hf download --repo-type dataset --revision refs/convert/parquet {name} --local-dir DIR` "
+                "fetches the Hub's own copy of its data; give a .parquet file below DIR as the source",
             ) from error
         raise DataError(
             f"cannot be read: {error}",

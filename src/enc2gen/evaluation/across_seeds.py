@@ -5,9 +5,9 @@ about a recipe is about other training runs, too. So a resample draws seeds and 
 (two-level bootstrap; Davison and Hinkley 1997, section 3.8). The draw depends on `seed` and on the numbers of seeds and
 sentences only: all systems of a comparison see the same draws, so differences are paired in both.
 
-Few seeds drawn from few show less than their spread, so draws of seeds are stretched (`significance.seed_shares`): of two
-equal systems, at most about one 95 % interval in twenty excludes zero, from two seeds on. That makes differences between
-few seeds hard to prove, as they are; look at the single seeds too, and settle what matters with more of them.
+Few seeds drawn from few show less than their spread, so draws of seeds are stretched (`significance.seed_shares`): of
+two equal systems, at most about one 95 % interval in twenty excludes zero, from two seeds on. That makes differences
+between few seeds hard to prove, as they are; look at the single seeds, too, and settle what matters with more of them.
 """
 
 from __future__ import annotations

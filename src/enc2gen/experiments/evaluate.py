@@ -27,6 +27,7 @@ from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.systems import codec_for, final_folder, load_system
 from enc2gen.experiments.workspace import Workspace
+from enc2gen.generation.engine.engine import unsupported
 from enc2gen.generation.generator import Generator
 from enc2gen.models.token_loss import cross_entropy
 from enc2gen.tokenization.tokenizer import TextCodec
@@ -149,6 +150,10 @@ def _generate(
     generator: Generator, test: TestSet, recipe: Recipe, on_batch: Callable[[str, int, int], None]
 ) -> list[str]:
     """Hypotheses of a test set; sources may be in several languages."""
+    config = recipe.evaluate.decoding
+    if config.precision == "auto" and config.engine != "transformers" and unsupported(generator.model, config) is None:
+        # as transformers decodes systems that are not grown: all of a table in one precision
+        config = config.model_copy(update={"precision": "fp32"})
     outputs = [""] * len(test.rows)
     by_source: dict[str | None, list[int]] = {}
     for index, row in enumerate(test.rows):
@@ -160,7 +165,7 @@ def _generate(
             texts,
             target_language=test.language,
             source_language=language,
-            config=recipe.evaluate.decoding,
+            config=config,
             seed=recipe.seed,
             on_batch=lambda n, before=finished: on_batch(test.language, before + n, len(outputs)),  # type: ignore[misc]
         )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from enc2gen.corpora.builtin import split_of
+from enc2gen.corpora.builtin import package_versions, split_of
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records, source_sides
 from enc2gen.data.tasks import Example, build_task
@@ -116,7 +116,8 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
 
 
 def fingerprint(*names: str) -> list[dict[str, Any]]:
-    """Size and content hash of every local file under these names, so that what depends on changed files is done again.
+    """Size and content hash of every local file under these names, so that what depends on changed files is done again;
+    for built-in corpora the versions of the packages that they are read from. Data sets on the Hub are not looked at.
 
     Times do not count: data that was copied, mounted or checked out anew is the same data.
     """
@@ -125,10 +126,11 @@ def fingerprint(*names: str) -> list[dict[str, Any]]:
         files += (
             sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
         )
-    return [
+    found: list[dict[str, Any]] = [
         {"file": str(file), "bytes": (stat := file.stat()).st_size, "blake2b": _hashed(file, stat.st_mtime_ns)}
         for file in files
     ]
+    return found + ([{"packages": package_versions()}] if any(name.startswith("builtin:") for name in names) else [])
 
 
 @lru_cache(maxsize=65_536)

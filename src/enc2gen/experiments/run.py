@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from enc2gen import __version__
-from enc2gen.errors import Interrupted
+from enc2gen.errors import ConfigError, Interrupted
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
@@ -26,6 +27,8 @@ from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.store import Store
 from enc2gen.experiments.workspace import Workspace, machine, replace_folder
+from enc2gen.generation.engine.engine import chosen_precision, compiles
+from enc2gen.models.baselines import FOREIGN_OPTIONS
 from enc2gen.training.runtime import locked_folder
 
 STAGES = ("prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report")
@@ -59,11 +62,27 @@ class Run:
             Interrupted: saved, and to be continued by running again.
         """
         last = max(STAGES.index(stage) for stage in stages)
+        if last >= STAGES.index("evaluate"):
+            self._check_decoding()
         with locked_folder(self.workspace.root) if self.workspace.processes.is_main_process else nullcontext():
             self.workspace.record_recipe()
             for stage in STAGES[: last + 1]:
                 getattr(self, f"_{stage}")()
         return self.workspace.root
+
+    def _check_decoding(self) -> None:
+        """Refuse settings of decoding before anything is trained, not after."""
+        decoding = self.recipe.evaluate.decoding
+        others = [name for name in self.recipe.systems if self.recipe.systems[name].preset in FOREIGN_OPTIONS]
+        if others and (names := decoding.native_only()):
+            raise ConfigError(
+                f"{others[0]} is decoded by transformers, which has no {', '.join(names)}",
+                where="evaluate.decoding",
+                remedy="leave it out, or leave that system out",
+            )
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        chosen_precision(decoding, device)
+        compiles(decoding, device)
 
     def _stage(
         self,

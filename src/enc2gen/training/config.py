@@ -75,7 +75,8 @@ class TrainingConfig(BaseModel):
     compile: bool = Field(
         False,
         description="Compile the layers with torch.compile, which takes a minute and needs a compiler (Triton for a "
-        "GPU, C++ for a CPU). Meant for GPUs; on CPUs it gains nothing.",
+        "GPU, C++ for a CPU). Meant for GPUs; on CPUs it gains nothing. A resumed run need no longer equal an "
+        "uninterrupted one bit for bit.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary.")
     eval_every: int = Field(500, ge=1, description="Updates between validations; the last update is validated too.")

@@ -20,6 +20,7 @@ from enc2gen.experiments.grid.tables import caution, facts, findings, result_tab
 from enc2gen.experiments.report_tables import markdown, with_interval
 
 PICTURES = ("scores", "curves", "sizes")
+REPORT_FILES = ("report.html", "report.md", *(f"{name}{suffix}" for name in PICTURES for suffix in (".png", ".svg")))
 
 TERMS = {
     "minus …": "difference to the reference cell, on the same seeds and sentences, with its paired 95 % interval.",

@@ -135,6 +135,7 @@ def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, 
         "label": own.get("label") or run.variant,
         "task": run.task,
         "size": run.size,
+        "examples": _examples(run),
         "runs": {str(one.seed): one.folder.as_posix() for one in runs},
         "starts": {
             str(one.seed): {"verb": one.start.verb, "folder": one.start.folder.as_posix()}
@@ -142,6 +143,14 @@ def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, 
             if one.start is not None
         },
     }
+
+
+def _examples(run: GridRun) -> dict[str, int]:
+    """Target language -> training examples that there were."""
+    path = run.folder / "data" / "summary.json"
+    if not path.exists():
+        return {}
+    return {str(tag): int(count) for tag, count in json.loads(path.read_text("utf-8"))["counts"]["train"].items()}
 
 
 def _metric_names(done: Mapping[str, Sequence[Finished]]) -> list[str]:

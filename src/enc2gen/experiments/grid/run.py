@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from enc2gen.corpora.report_pages import writing_report
 from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.definition import Experiment
 from enc2gen.experiments.grid.engines import RUNNERS
@@ -16,9 +18,10 @@ from enc2gen.experiments.grid.execution import Execution, Failure
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.planning import Planner, Settings
 from enc2gen.experiments.grid.records import RunRecord
-from enc2gen.experiments.grid.report import write_report
+from enc2gen.experiments.grid.report import REPORT_FILES, write_report
 from enc2gen.experiments.grid.results import collect
 from enc2gen.experiments.grid.searching import choose, first_values
+from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace, refuse_foreign
 from enc2gen.training.runtime import locked_folder
 
@@ -110,8 +113,29 @@ class ExperimentRun:
             search=table,
             failed=[failure.to_json() for failure in self.failed],
         )
+        self._keep_earlier(results)
         Workspace.write_json(self.folder / RESULTS, results)
         return write_report(results, self.folder)
+
+    def _keep_earlier(self, results: Mapping[str, Any]) -> None:
+        """Move results and report that hold what the new ones will not (another scale, other cells) to `earlier/`."""
+        path = self.folder / RESULTS
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            held = {(cell, seed) for cell, place in before["grid"].items() for seed in place["runs"]}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # none, or not whole
+        now = {(cell, seed) for cell, place in results["grid"].items() for seed in place["runs"]}
+        if before.get("scale") == results["scale"] and held <= now:
+            return
+        name = "-".join(filter(None, (before.get("scale"), digest(before)[:8])))
+        target = self.folder / "earlier" / name
+        with writing_report(target):
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (RESULTS, *REPORT_FILES):
+                if (self.folder / file).exists():
+                    (self.folder / file).replace(target / file)
+        self.log(f"the earlier report is of other runs, and is kept: {target}")
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

@@ -63,6 +63,11 @@ def caution(results: Mapping[str, Any]) -> str:
         )
     if len(seeds) > 1:
         drawn += f" Cells have {seeds[0]} to {seeds[-1]} finished seeds; those with one have intervals over sentences."
+    for place in results["grid"].values():
+        most = max(place["examples"].values(), default=0)
+        if place["size"] is not None and most < place["size"]:
+            drawn += f" Size {place['size']:,} was trained on {most:,} examples: there are no more."
+            break
     chance = f" Of {count} comparisons, up to {0.05 * count:.1f} would exclude zero by chance alone." if count else ""
     return drawn + chance
 
