@@ -116,10 +116,11 @@ def resampling_weights(n: int, resamples: int, seed: int) -> Iterator[Floats]:
 def seed_shares(seeds: int, resamples: int, seed: int) -> Floats:
     """What each training run weighs in a resampled mean over runs, `[resamples, seeds]`; every row sums to 1.
 
-    k runs drawn with replacement from k show (k - 1) / k of their variance, and from few runs even that is known badly. So a draw's deviation from equal weights is stretched by sqrt(k / (k - 1)) and by Student's over the
-    normal quantile, t(0.975, k - 1) / z(0.975): 2.69 for three runs, 1.58 for five, 1.22 for ten. Where runs differ more
-    than sentences, intervals are then about as wide as Student's over runs; where they do not, a little wider than they
-    need to be. A weight may be negative. One run is one run: its weight is always 1.
+    k runs drawn with replacement from k show (k - 1) / k of their variance, and from few runs even that is known badly.
+    So a draw's deviation from equal weights is stretched by sqrt(k / (k - 1)) and by Student's over the normal
+    quantile, t(0.975, k - 1) / z(0.975): 2.69 for three runs, 1.58 for five, 1.22 for ten. Where runs differ more than
+    sentences, intervals are then about as wide as Student's over runs; where they do not, a little wider than they need
+    to be. A weight may be negative. One run is one run: its weight is always 1.
     """
     from scipy.stats import norm, t
 
