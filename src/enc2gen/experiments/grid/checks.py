@@ -98,8 +98,8 @@ def _check_held_out(own: DatasetConfig, place: str, recipe: Recipe, before: Reci
         held_out = [*files.values(), *([corpus] if test or dev else [])]
         if any(denoised.overlaps(one) for one in held_out):
             raise ConfigError(
-                f"pretraining trains on the texts of {text.path} (pretraining: data.monolingual[{number}]), some of which "
-                f"the task holds out ({place})",
+                f"pretraining trains on the texts of {text.path} (pretraining: data.monolingual[{number}]), some of "
+                f"which the task holds out ({place})",
                 where=where,
                 remedy="leave it out there; `denoise_targets: true` denoises the training texts alone",
             )

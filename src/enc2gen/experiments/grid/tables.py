@@ -59,7 +59,8 @@ def caution(results: Mapping[str, Any]) -> str:
     else:
         drawn = (
             "Intervals are 95 % and over both training seeds and test sentences (two-level bootstrap, the same draws "
-            "for all cells; those of seeds are stretched, because few show less than their spread). See the single seeds."
+            "for all cells; those of seeds are stretched, because few show less than their spread). See the single "
+            "seeds."
         )
     if len(seeds) > 1:
         drawn += f" Cells have {seeds[0]} to {seeds[-1]} finished seeds; those with one have intervals over sentences."
