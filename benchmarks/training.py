@@ -310,6 +310,7 @@ def entry(
         },
         "profile": {side: profiles[side]["profile"] for side in profiles},
         "setting": f"{settings['model']}, vocabulary {first['vocabulary']:,}, {settings['precision']}, "
-        f"{'our layers compiled, ' if settings['compile'] else ''}{first['steps']} updates a turn of {first['targets']:,.0f} target tokens each, {len(mine)} turns; {origin}; "
+        f"{'our layers compiled, ' if settings['compile'] else ''}{first['steps']} updates a turn of "
+        f"{first['targets']:,.0f} target tokens each, {len(mine)} turns; {origin}; "
         f"matrix products {rate / 1e9:,.0f} GFLOP/s",
     }
