@@ -26,6 +26,8 @@ def run(question: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "pairs": pairs,
             "precision": precision,
             "compile": False,
+            "padding_free": "auto",
+            "batches": "product",
             "target_tokens": options["target_tokens"] // share,
             "steps": 1,
             "seed": options["seed"],

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU where there is one [auto]")
     add("--precision", choices=("fp32", "bf16", "int8"), help="other than the question's own")
     add("--compile", action="store_true", help="train_trimmed, train_full_vocabulary: our layers by torch.compile")
+    add("--padded", action="store_true", help="the same questions: our side keeps padding, too")
+    kinds, told = ("product", "by-source"), "training: of our own stream, or neighbours by source length [product]"
+    add("--batches", choices=kinds, default="product", help=told)
     add("--turns", type=int, help="turns of each side that count [5]")
     add("--steps", type=int, help="updates in a turn of training [2]")
     add("--target-tokens", type=int, help="target tokens of a training batch, about [4000]")
@@ -97,7 +100,7 @@ def main(words: list[str] | None = None) -> int:
         command = f"python -m benchmarks.run {shlex.join([question, *_rest(words, questions)])}"
         entry = described(found, command=command, seed=options["seed"], threads=options["threads"])
         marks = [] if options["model"] in (DEFAULT_MODEL, "tiny") else [Path(options["model"]).name]
-        marks += ["compiled"] if found.get("compiled") else []
+        marks += found.get("variant", [])
         name = "@".join([question, *(["-".join(marks)] if marks else [])])
         print(markdown(name, entry), end="\n\n", flush=True)
         if path is not None:

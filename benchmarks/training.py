@@ -26,11 +26,12 @@ ENDLESS = 10**6
 LARGE_PRODUCT = 5e8  # FLOP of a call that counts as a large product (our choice)
 
 
+_DRAWN = 64  # batches drawn to choose from
+_BATCHES = {"product": "batches of our own stream", "by-source": "batches by source length"}
+
+
 def groups_of_examples(model: SwcmForConditionalGeneration, settings: Mapping[str, Any]) -> list[list[EncodedExample]]:
     """The batches of one turn, as examples of similar length: about `target_tokens` target tokens each."""
-    import random
-
-    from enc2gen.data.batching import length_ordered
     from enc2gen.tokenization.examples import EncodedExample
 
     codec = codec_of(model)
@@ -39,14 +40,51 @@ def groups_of_examples(model: SwcmForConditionalGeneration, settings: Mapping[st
         decoder_input_ids, labels = codec.encode_target(target, language)
         ids = codec.encode_source(source, None)
         examples.append(EncodedExample(tuple(ids), tuple(decoder_input_ids), tuple(labels)))
-    examples.sort(key=lambda example: (example.target_length, example.source_length))
-    budget = settings["target_tokens"]
     longest = max(example.source_length + example.target_length for example in examples)
-    cuts = length_ordered(examples, max(2 * budget, longest))
-    random.Random(settings["seed"]).shuffle(cuts)
+    cut = _by_source if settings["batches"] == "by-source" else _by_both_sides
+    return cut(examples, max(2 * settings["target_tokens"], longest), settings["seed"])[: settings["steps"]]
+
+
+def _by_source(examples: list[EncodedExample], budget: int, seed: int) -> list[list[EncodedExample]]:
+    """Neighbours in the order of source lengths, as with transformers' `group_by_length`."""
+    import random
+
+    from enc2gen.data.batching import length_ordered
+
+    examples.sort(key=lambda example: (example.target_length, example.source_length))
+    cuts = length_ordered(examples, budget)
+    random.Random(seed).shuffle(cuts)
     # the last of the batches cut may be small: the fullest are taken
     cuts.sort(key=lambda cut: -sum(examples[index].target_length for index in cut))
-    return [[examples[index] for index in cut] for cut in cuts[: settings["steps"]]]
+    return [[examples[index] for index in cut] for cut in cuts]
+
+
+def _by_both_sides(examples: list[EncodedExample], budget: int, seed: int) -> list[list[EncodedExample]]:
+    """The product's own batches, without those that are left over at the ends of its buffer."""
+    from enc2gen.data.batching import BatchingConfig, BatchStream
+    from enc2gen.data.mixture import MixtureSampler
+
+    stream: Any = BatchStream(
+        lambda _, item, __: examples[item],
+        MixtureSampler({"pairs": len(examples)}),
+        0,
+        BatchingConfig(max_tokens=budget),
+        seed,
+        {},
+        collate=lambda group, _: list(group),
+    )
+    groups: list[list[EncodedExample]] = list(itertools.islice(stream, _DRAWN))
+    fullest = max(sum(example.target_length for example in group) for group in groups)
+    return [group for group in groups if sum(example.target_length for example in group) >= 0.8 * fullest]
+
+
+def padding_of(groups: Sequence[Sequence[EncodedExample]]) -> float:
+    """Share of padding in padded batches of these examples."""
+    real = padded = 0
+    for group in groups:
+        for lengths in ([e.source_length for e in group], [e.target_length for e in group]):
+            real, padded = real + sum(lengths), padded + len(lengths) * max(lengths)
+    return 1 - real / padded
 
 
 class _Stream:
@@ -145,6 +183,7 @@ def ours(turns: Turns, settings: dict[str, Any]) -> None:
         "vocabulary": model.config.vocab_size,
         "targets": sum(target for _, target in lengths) / len(groups),
         "steps": len(groups),
+        "padding": padding_of(groups),
         "versions": {"torch": torch.__version__},
     }
     clock = _Clock(turns, groups, figures)
@@ -163,6 +202,7 @@ def ours(turns: Turns, settings: dict[str, Any]) -> None:
         learning_rate=1e-5,
         precision=settings["precision"],
         compile=settings["compile"],
+        padding_free=settings["padding_free"],
         log_every=1,
         eval_every=ENDLESS,
         save_every=ENDLESS,
@@ -260,6 +300,8 @@ def run(question: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "pairs": pairs,
         "precision": options["precision"] or "bf16",
         "compile": options["compile"],
+        "padding_free": False if options["padded"] else "auto",
+        "batches": options["batches"],
         "target_tokens": options["target_tokens"],
         "steps": options["steps"],
         "seed": options["seed"],
@@ -290,11 +332,16 @@ def entry(
         for side, compared_rate in (("ours", compared.ours), ("reference", compared.reference))
     }
     first = mine[0]
+    marks = {
+        "compiled": settings["compile"],
+        "padded": not settings["padding_free"],
+        "by-source": settings["batches"] == "by-source",
+    }
     return {
         "speedup": compared.speedup,
         "memory_ratio": peak(mine) / peak(other),
         "spread": compared.spread,
-        "compiled": settings["compile"],
+        "variant": [mark for mark, on in marks.items() if on],
         "limit_fraction": achieved["ours"],
         "products_fraction": profiles["ours"]["products_per_second"] / rate,
         "rows": {
@@ -311,6 +358,7 @@ def entry(
         "profile": {side: profiles[side]["profile"] for side in profiles},
         "setting": f"{settings['model']}, vocabulary {first['vocabulary']:,}, {settings['precision']}, "
         f"{'our layers compiled, ' if settings['compile'] else ''}{first['steps']} updates a turn of "
-        f"{first['targets']:,.0f} target tokens each, {len(mine)} turns; {origin}; "
+        f"{first['targets']:,.0f} target tokens each, {_BATCHES[settings['batches']]} ({first['padding']:.0%} padding"
+        f"{'' if settings['padding_free'] else ', kept by ours'}), {len(mine)} turns; {origin}; "
         f"matrix products {rate / 1e9:,.0f} GFLOP/s",
     }

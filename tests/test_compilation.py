@@ -84,6 +84,7 @@ def test_no_compiler_is_said_before_training(tmp_path: Path, monkeypatch: pytest
     def missing(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Failed to find C++ compiler.\nmore")
 
+    compilation._compiles_on.cache_clear()  # the processor has had its compiler found by now
     monkeypatch.setattr(compilation.torch, "compile", missing)
     with pytest.raises(ConfigError, match=r"(?s)training\.compile.*C\+\+ compiler.*g\+\+") as error:
         compile_layers(tiny_encoder(), CPU, where="training.compile")

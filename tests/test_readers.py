@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc2gen.corpora.readers import FORMATS, Record, read_records, source_sides
+from enc2gen.corpora.readers import FORMATS, Record, read_records, source_names, source_sides
 from enc2gen.errors import ConfigError, DataError
 
 RECORDS: list[Record] = [
@@ -485,3 +485,16 @@ def test_what_is_wrong_with_a_file_of_the_hub_is_said(monkeypatch: pytest.Monkey
         monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
         with pytest.raises(DataError, match=message):
             read_records("hub:o/mc2/x.jsonl")
+
+
+def test_source_names_are_equal_for_equal_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("kk.txt", "en.txt", "notes.pdf"):
+        (tmp_path / name).write_text("a\n")
+    monkeypatch.chdir(tmp_path)
+    kk, en = (str(tmp_path / name) for name in ("kk.txt", "en.txt"))
+    assert source_names(".", "train") == source_names("kk.txt|./en.txt", "test") == {kk, en}
+    assert source_names("owner/name", "train") == source_names("hub:owner/name", "train")
+    assert source_names("owner/name", "train") != source_names("owner/name", "test")
+    assert source_names("hub:owner/name/kk.txt", "train") == source_names("hub:owner/name/kk.txt", "test")
+    assert source_names("missing/kk.txt", "train") == {str(tmp_path / "missing" / "kk.txt")}
+    assert source_names("builtin:names?languages=kk", "train") == source_names("builtin:names", "all")

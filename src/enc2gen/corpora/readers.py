@@ -141,6 +141,27 @@ def source_files(path: Path, format: str | None = None) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
+def source_names(source: str | Path, split: str) -> frozenset[str]:
+    """What a source reads, under one name however it is written: equal names are equal texts.
+
+    These are the full paths of its files, the name of a built-in corpus without its settings, and of a Hub data set its
+    name with the split, or one file of it.
+    """
+    found: set[str] = set()
+    for side in source_sides(source):
+        path, hub = Path(side), side.removeprefix("hub:")
+        by_name = not path.exists() and not known_extension(path) and side.count("/") == 1 and not side.startswith(".")
+        if side.startswith("builtin:"):
+            found.add(side.partition("?")[0])
+        elif side.startswith("hub:") and hub.count("/") > 1:  # one file, which has no splits
+            found.add(side)
+        elif side.startswith("hub:") or by_name:
+            found.add(f"hub:{hub} {split}")
+        else:
+            found |= {str(file.resolve()) for file in source_files(path)}
+    return frozenset(found)
+
+
 def known_extension(path: Path) -> str:
     """Return the lower-cased extension that names the format if it is known, else ""."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]

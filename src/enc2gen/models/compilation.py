@@ -6,6 +6,7 @@ measured to gain nothing in training (docs/performance.md), so that it is off un
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -36,16 +37,21 @@ def _allow_variants() -> None:
     torch._dynamo.config.recompile_limit = max(_VARIANTS, torch._dynamo.config.recompile_limit)
 
 
+@functools.cache
+def _compiles_on(device: torch.device) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
+
+
 def check_compiler(device: torch.device, *, where: str) -> None:
-    """Compile one addition.
+    """Compile one addition, unless that has worked before.
 
     Raises:
         ConfigError: torch.compile has no compiler for `device`; `where` names the setting that asked for it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.compile(torch.add)(torch.ones(2, device=device), 1.0)
+        _compiles_on(device)
     except Exception as error:  # whatever a missing or broken compiler makes torch raise
         needs = "a C++ compiler (g++ or clang++)" if device.type == "cpu" else "Triton"
         raise ConfigError(

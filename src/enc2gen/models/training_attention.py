@@ -10,9 +10,11 @@ Shapes: B batch, A heads, K heads of keys and values, T target length, S source 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
@@ -20,7 +22,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from enc2gen.errors import ModelError
 from enc2gen.models.dropout import drawn_mask, masked
+from enc2gen.models.padding_free import SequencePair
 
 NAME = "sdpa_training"
 """Name of this implementation in transformers; outside training on a CPU it is "sdpa"."""
@@ -95,6 +99,7 @@ def training_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    sequence_pair: SequencePair | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """softmax(Q K^T / sqrt(D)) V with dropout of the weights; transformers' "sdpa" wherever this is not quicker.
@@ -107,12 +112,16 @@ def training_attention(
         dropout: of the weights; 0 outside training.
         scaling: 1 / sqrt(D) by default.
         is_causal: without a mask, whether a position sees those up to itself only; `module.is_causal` by default.
+        sequence_pair: queries, keys and values are the tokens of these in one row, B = 1; there is no other mask.
 
     Returns:
         Output `[B, T, A, D]`, and no weights.
     """
+    if sequence_pair is not None:
+        joined, limits = (query, key, value), (dropout, scaling)
+        return _apart(sequence_pair, module, joined, limits, _causal(module, is_causal), options), None
     lengths = query.shape[2], key.shape[2]
-    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = attention_mask is None and _causal(module, is_causal)
     usable = (
         module.training
         and query.device.type == "cpu"
@@ -134,6 +143,59 @@ def training_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = _attention(query, key, value, attention_mask, dropout, scaling)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _causal(module: nn.Module, is_causal: bool | None) -> bool:
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _apart(
+    pair: SequencePair,
+    module: nn.Module,
+    joined: tuple[Tensor, Tensor, Tensor],
+    limits: tuple[float, float | None],
+    causal: bool,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Attention within each sequence of `joined` queries, keys and values, `[1, A or K, N, D]`: `[1, N, A, D]`."""
+    query, key, value = (
+        sequences.split(states.transpose(1, 2)).transpose(1, 2)
+        for sequences, states in zip((pair.queries, pair.keys, pair.keys), joined, strict=True)
+    )
+    mask = pair.mask(causal=causal, window=options.get("sliding_window"))
+    output, _ = training_attention(module, query, key, value, mask, *limits, is_causal=False, **options)
+    return pair.queries.join(output)
+
+
+def separates_sequences(model: nn.Module) -> bool:
+    """Whether every part of `model` has an attention implementation that `sequence_options` knows."""
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    return all(_separates(part.config._attn_implementation) for part in parts)
+
+
+def _separates(implementation: str | None) -> bool:
+    return implementation == NAME or (implementation or "").startswith("flash_attention")
+
+
+def sequence_options(pair: SequencePair, implementation: str | None) -> Mapping[str, Any]:
+    """Keyword arguments by which an attention implementation of transformers keeps sequences without padding apart.
+
+    Raises:
+        ModelError: `implementation` cannot.
+    """
+    if implementation == NAME:
+        return {"sequence_pair": pair}
+    if _separates(implementation):
+        sides = pair.queries, pair.keys
+        limits = [F.pad(sequences.lengths.cumsum(0), (1, 0)).int() for sequences in sides]
+        longest = [int(sequences.lengths.max()) for sequences in sides]
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        return dict(zip(names, (*limits, *longest), strict=True))
+    raise ModelError(
+        f"attention {implementation!r} cannot keep sequences without padding apart",
+        where="training.padding_free",
+        remedy="load the model with attn_implementation sdpa or flash_attention_2, or switch padding_free off",
+    )
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, training_attention)

@@ -16,7 +16,7 @@ Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0
 FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best", "progress", "tensorboard"})
 
 # Later fields: left out of identities where they change nothing, so that older runs keep theirs.
-_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None, "compile": False}
+_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None, "compile": False, "padding_free": "auto"}
 
 # What transformers' trainer does not have.
 _OURS_ALONE = (
@@ -27,6 +27,7 @@ _OURS_ALONE = (
     "freeze_encoder_steps",
     "nonfinite",
     "compile",
+    "padding_free",
 )
 
 
@@ -77,6 +78,11 @@ class TrainingConfig(BaseModel):
         description="Compile the layers with torch.compile, which takes a minute and needs a compiler (Triton for a "
         "GPU, C++ for a CPU). Meant for GPUs; on CPUs it gains nothing. A resumed run need no longer equal an "
         "uninterrupted one bit for bit.",
+    )
+    padding_free: Literal["auto"] | bool = Field(
+        "auto",
+        description="Run on real tokens only; attention never crosses sequences. Changes the time and the numbers that "
+        "dropout draws, not the loss. auto: where the model can (a grown one with sdpa or flash_attention_2).",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability mass spread over the vocabulary.")
     eval_every: int = Field(500, ge=1, description="Updates between validations; the last update is validated too.")

@@ -22,6 +22,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from enc2gen.errors import ConfigError, OutputError
+from enc2gen.models.training_attention import separates_sequences
+from enc2gen.training.config import TrainingConfig
 from enc2gen.training.sharding import hidden_request
 
 try:
@@ -266,3 +268,16 @@ def gradient_checkpointing(model: nn.Module, *, enable: bool) -> None:
             where="training.gradient_checkpointing",
             remedy="set it to false",
         ) from error
+
+
+def set_padding_free(model: nn.Module, config: TrainingConfig) -> None:
+    """Let `model` train on real tokens only where `config` says so; `ConfigError` where it is told to but cannot."""
+    can = hasattr(model, "padding_free") and separates_sequences(model)
+    if config.padding_free is True and not can:
+        raise ConfigError(
+            f"{type(model).__name__} cannot train on real tokens only, at least not with its kind of attention",
+            where="training.padding_free",
+            remedy="set it to auto, or load the model with attn_implementation sdpa or flash_attention_2",
+        )
+    if hasattr(model, "padding_free"):
+        model.padding_free = can and config.padding_free is not False  # type: ignore[assignment]  # a plain attribute

@@ -41,6 +41,7 @@ from enc2gen.training.runtime import (
     rng_tensors,
     seed_everything,
     seed_torch,
+    set_padding_free,
 )
 from enc2gen.training.state import (
     Progress,
@@ -98,6 +99,7 @@ class Trainer:
         self.accelerator = make_accelerator()
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         self.model = (model if leave_frozen else model.float()).to(parallelism().home(self.accelerator))
+        set_padding_free(model, config)
         self.objective = Objective(model, config, self.accelerator.device, self.precision)
         self.optimizer = build_optimizer(model, config, new_parameters)
         self._parallel = parallelism()(self.accelerator, self.model, self.optimizer)

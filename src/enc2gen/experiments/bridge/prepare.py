@@ -14,7 +14,7 @@ from typing import Any
 import enc2gen.data.name_kinds  # noqa: F401  registers a task
 from enc2gen import __version__
 from enc2gen.corpora.builtin import split_of
-from enc2gen.corpora.readers import read_records, source_files, source_sides
+from enc2gen.corpora.readers import read_records, source_names, source_sides
 from enc2gen.data.classification import (
     ClassificationTask,
     LabelledText,
@@ -157,7 +157,7 @@ def check_hold_outs(recipe: BridgeRecipe) -> None:
         ConfigError: two entries of which one trains on what the other tests.
     """
     entries = [
-        (f"stages.{stage.name}.data.{number}", data, _files(data))
+        (f"stages.{stage.name}.data.{number}", data, source_names(data.path, data.split))
         for stage in recipe.stages
         for number, data in enumerate(stage.data)
         if not isinstance(data, TaskTextsSection)
@@ -176,18 +176,6 @@ def check_hold_outs(recipe: BridgeRecipe) -> None:
                     if isinstance(training, PairsSection)
                     else f"read another file, or set test_percent of {tester} to 0",
                 )
-
-
-def _files(data: PairsSection | CodeSwitchedSection) -> set[str]:
-    """What an entry reads, under one name however it is written; parts of built-in corpora share their English."""
-    found: set[str] = set()
-    for side in source_sides(data.path):
-        if Path(side).exists():
-            found |= {str(file.resolve()) for file in source_files(Path(side))}
-        else:
-            name = side.partition("?")[0] if side.startswith("builtin:") else side.removeprefix("hub:")
-            found.add(f"{name}, split {data.split}")
-    return found
 
 
 def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import parse_qsl
 
 from enc2gen.corpora.languages import normalise_languages
-from enc2gen.corpora.readers import known_extension, source_sides
+from enc2gen.corpora.readers import source_names
 from enc2gen.errors import ConfigError
 from enc2gen.experiments.data_config import DatasetConfig, MonolingualConfig
 from enc2gen.experiments.grid.plan import GridRun
@@ -38,7 +37,7 @@ class Corpus:
             name, _, query = path.partition("?")
             tags = [tag for tag in dict(parse_qsl(query)).get("languages", "").split(",") if tag.strip()]
             return cls(frozenset([name]), frozenset(normalise_languages(tags, where=path)))
-        return cls(frozenset(name for side in source_sides(path) for name in _names(side, split)))
+        return cls(source_names(path, split))
 
     def overlaps(self, other: Corpus) -> bool:
         """Whether some texts belong to both."""
@@ -52,18 +51,6 @@ class Corpus:
         if self.languages is None:
             return self.names <= frozenset[str]().union(*(other.names for other in same))
         return self.languages <= frozenset[str]().union(*(other.languages or () for other in same))
-
-
-def _names(source: str, split: str) -> list[str]:
-    """One side of a corpus: its files by their full paths, or its name on the Hub with the split."""
-    path = Path(source)
-    if path.is_dir():
-        return [str(file.resolve()) for file in path.rglob("*") if file.is_file()]
-    hub = source.removeprefix("hub:")
-    if source.startswith("hub:") and hub.count("/") > 1:  # one file, which has no splits
-        return [source]
-    on_hub = source.startswith("hub:") or (not path.exists() and not known_extension(path) and source.count("/") == 1)
-    return [f"hub:{hub} {split}"] if on_hub and not source.startswith(".") else [str(path.resolve())]
 
 
 def check_start(start: GridRun, recipe: Recipe, where: str) -> None:

@@ -5,7 +5,8 @@ Shapes: B batch, T target length, S source length, H hidden size, A heads, K hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -136,11 +137,13 @@ class Attention(nn.Module):
         attention_mask: Tensor | None,
         cache: EncoderDecoderCache | None,
         rotation: Rotation | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `hidden_states` `[B, T, H]` to `key_value_states` `[B, S, H]` (or to itself).
 
         Args:
             rotation: of queries and keys, for self-attention with rotary positions.
+            options: what else the attention implementation is told.
 
         Returns:
             Output `[B, T, H]`, and weights `[B, A, T, S]` where the implementation is eager.
@@ -162,5 +165,6 @@ class Attention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
+            **options,
         )
         return self.out_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights

@@ -5,7 +5,7 @@ Shapes: B batch, S source length, T target length, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,12 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from enc2gen.errors import ModelError
+from enc2gen.models.padding_free import SequencePair, Sequences
 from enc2gen.models.swcm.attention import Rotation, rotation_at
 from enc2gen.models.swcm.configuration import SwcmConfig
 from enc2gen.models.swcm.layers import CustomDecoderLayer, DecoderLayer, NormalDecoderLayer
 from enc2gen.models.swcm.norms import build_norm
+from enc2gen.models.training_attention import sequence_options
 
 
 class SwcmPreTrainedModel(PreTrainedModel):
@@ -119,6 +121,13 @@ class SwcmDecoder(SwcmPreTrainedModel):
             for window in windows
         }
 
+    def _options(self, sequences: tuple[Sequences, Sequences] | None) -> Mapping[str, Mapping[str, Any]]:
+        if sequences is None:
+            return {}
+        targets, sources = sequences
+        pairs = {"self_attention": SequencePair(targets, targets), "cross_attention": SequencePair(targets, sources)}
+        return {name: sequence_options(pair, self.config._attn_implementation) for name, pair in pairs.items()}
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -131,6 +140,7 @@ class SwcmDecoder(SwcmPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        sequences: tuple[Sequences, Sequences] | None = None,
         **_: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decode `input_ids` `[B, T]` against `encoder_hidden_states` `[B, S, H]`.
@@ -140,6 +150,8 @@ class SwcmDecoder(SwcmPreTrainedModel):
             encoder_attention_mask: `[B, S]`, 1 for real tokens.
             position_ids: `[B, T]`, rows of the position table (rotary: from 0); by default counted from the mask or
                 the cache.
+            sequences: targets and sources, whose tokens `input_ids` and `encoder_hidden_states` then are in one row
+                each, `[1, N]` and `[1, M, H]`, without cache.
 
         Returns:
             `last_hidden_state` `[B, T, H]`; hidden states and attentions of every layer where asked for.
@@ -153,22 +165,26 @@ class SwcmDecoder(SwcmPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        self._check_length(int(past) + shape[1])
-        if position_ids is None:
+        self._check_length(int(past) + shape[1] if sequences is None else sequences[0].mask.shape[1])
+        if sequences is not None:
+            position_ids = sequences[0].positions + self.config.position_offset
+        elif position_ids is None:
             position_ids = self._positions(attention_mask, shape[0], shape[1], past, encoder_hidden_states.device)
         states = self.embed(input_ids, inputs_embeds, position_ids)
-        self_masks = self._self_masks(states, attention_mask, past_key_values)
         rotations = self._rotations(position_ids)
-        cross_mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=states,
-            attention_mask=encoder_attention_mask,
-            encoder_hidden_states=encoder_hidden_states,
-        )
+        options, self_masks, cross_mask = self._options(sequences), {}, None
+        if sequences is None:
+            self_masks = self._self_masks(states, attention_mask, past_key_values)
+            cross_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=states,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
         all_states, self_weights, cross_weights = [states], [], []
         for layer in self._decoder_layers():
-            mask, rotation = self_masks[layer.sliding_window], rotations[layer.rope_theta]
-            states, own, cross = layer(states, encoder_hidden_states, mask, cross_mask, past_key_values, rotation)
+            masks, rotation = (self_masks.get(layer.sliding_window), cross_mask), rotations[layer.rope_theta]
+            states, own, cross = layer(states, encoder_hidden_states, *masks, past_key_values, rotation, options)
             all_states.append(states)
             self_weights.append(own)
             cross_weights.append(cross)

@@ -5,7 +5,9 @@ Shapes: B batch, T target length, S source length, H hidden size, A heads.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.cache_utils import EncoderDecoderCache
@@ -55,6 +57,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         cross_mask: Tensor | None = None,
         cache: EncoderDecoderCache | None = None,
         rotation: Rotation | None = None,
+        attention_options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """One layer.
 
@@ -66,6 +69,7 @@ class DecoderLayer(GradientCheckpointingLayer):
             cache: keys and values of earlier steps.
             rotation: of self-attention at the target's positions. Cross-attention is never rotated: a distance
                 between a target and a source position means nothing.
+            attention_options: by sub-layer, what else the attention implementation is told.
 
         Returns:
             States `[B, T, H]`, self- and cross-attention weights (eager implementation only).
@@ -74,10 +78,11 @@ class DecoderLayer(GradientCheckpointingLayer):
         for name in self.sublayers:
             sublayer, norm = self.get_submodule(name), self.get_submodule(f"{name}_norm")
             states = norm(hidden_states) if self.pre_norm else hidden_states
+            options = attention_options.get(name, {})
             if name == "self_attention":
-                states, weights[name] = sublayer(states, None, self_mask, cache, rotation)
+                states, weights[name] = sublayer(states, None, self_mask, cache, rotation, options)
             elif name == "cross_attention":
-                states, weights[name] = sublayer(states, encoder_hidden_states, cross_mask, cache)
+                states, weights[name] = sublayer(states, encoder_hidden_states, cross_mask, cache, None, options)
             else:
                 states = sublayer(states)
             hidden_states = hidden_states + self.dropout(states)

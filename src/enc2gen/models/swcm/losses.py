@@ -15,7 +15,9 @@ from enc2gen.encoders.donor import donor_for
 from enc2gen.errors import ModelError
 from enc2gen.models.extra_losses import ContrastiveConfig, ExtraLosses, info_nce, linear_divergence, mean_pooled
 from enc2gen.models.linear_cross_entropy import linear_cross_entropy
+from enc2gen.models.padding_free import SequencePair, Sequences
 from enc2gen.models.token_loss import TokenLoss
+from enc2gen.models.training_attention import sequence_options
 from enc2gen.tokenization.examples import IGNORED_LABEL
 
 if TYPE_CHECKING:
@@ -59,6 +61,41 @@ def training_loss(
         once = {name: _needed(inputs, name)[:rows] for name in names}
         loss = loss._replace(loss=loss.loss + contrastive_loss(model, encoded[:rows], once, extra.contrastive))
     return loss
+
+
+def padding_free_loss(
+    model: SwcmForConditionalGeneration,
+    inputs: Mapping[str, Tensor | None],
+    label_smoothing: float,
+    extra: ExtraLosses | None,
+) -> TokenLoss:
+    """`training_loss`, with encoder and decoder running on real tokens only (`models.padding_free`).
+
+    Args:
+        inputs: `input_ids` and `attention_mask` `[B, S]`, `decoder_input_ids`, `decoder_attention_mask` and `labels`
+            `[B, T]`.
+
+    Raises:
+        ModelError: an input is missing; the attention implementation cannot keep sequences apart.
+    """
+    input_ids, decoder_input_ids = _needed(inputs, "input_ids"), _needed(inputs, "decoder_input_ids")
+    sources = Sequences(_needed(inputs, "attention_mask"))
+    targets = Sequences(_needed(inputs, "decoder_attention_mask"))
+    implementation = model.encoder.config._attn_implementation
+    options = sequence_options(SequencePair(sources, sources), implementation)
+    # a mask of four dimensions is what transformers leaves as it is; flash attention wants none
+    mask = sources.mask.new_ones(1, 1, 1, 1) if "sequence_pair" in options else None
+    encoded = model.encoder(
+        input_ids=sources.join(input_ids),
+        attention_mask=mask,
+        position_ids=sources.positions + model.config.position_offset,
+        return_dict=True,
+        **options,
+    ).last_hidden_state
+    decoded = model.decoder(
+        input_ids=targets.join(decoder_input_ids), encoder_hidden_states=encoded, sequences=(targets, sources)
+    ).last_hidden_state
+    return training_loss(model, targets.split(decoded), sources.split(encoded), inputs, label_smoothing, extra)
 
 
 def _needed(inputs: Mapping[str, Tensor | None], name: str) -> Tensor:

@@ -24,7 +24,7 @@ from enc2gen.models.dropout import use_quick_dropout
 from enc2gen.models.extra_losses import ExtraLosses
 from enc2gen.models.swcm.configuration import COPY_PARTS, FreshOutput, Growth, SwcmConfig, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
-from enc2gen.models.swcm.losses import training_loss
+from enc2gen.models.swcm.losses import padding_free_loss, training_loss
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
 from enc2gen.models.token_loss import TokenLoss, mean_cross_entropy
@@ -40,6 +40,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
     Attributes:
         init_report: where each decoder tensor came from; saved and loaded with the model.
         tokenizer: saved beside the model where set.
+        padding_free: whether training's loss is computed on real tokens only; attention is "sdpa" or flash then.
     """
 
     main_input_name = "input_ids"
@@ -53,6 +54,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         use_training_attention(self)
         self.init_report: InitReport | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.padding_free = False
         # transformers 5 wants {target: source}; built per model, because tied layers depend on the plan.
         self._tied_weights_keys = tied_parameters(config)
         self.post_init()
@@ -199,14 +201,24 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             ModelError: source or target longer than the model's positions, or no target given.
             LanguageError: `decoder_input_ids` have to be made but no target language is known.
         """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "labels": labels,
+        }
+        if self.padding_free and self.training and label_smoothing is not None:
+            self._check_source(cast(Tensor, input_ids))
+            return padding_free_loss(self, inputs, label_smoothing, extra_losses)
         if encoder_outputs is None:
             encoder_outputs = self._encode(
                 input_ids, attention_mask, inputs_embeds, token_type_ids, output_attentions, output_hidden_states
             )
         elif isinstance(encoder_outputs, tuple):
             encoder_outputs = BaseModelOutput(*cast(Any, encoder_outputs))
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         decoded = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -220,12 +232,6 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
         )
         if label_smoothing is not None:
-            inputs = {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "decoder_input_ids": decoder_input_ids,
-                "labels": labels,
-            }
             states = decoded.last_hidden_state, encoder_outputs[0]
             return training_loss(self, *states, inputs, label_smoothing, extra_losses)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
