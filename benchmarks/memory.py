@@ -26,8 +26,8 @@ def run(question: str, options: Mapping[str, Any]) -> dict[str, Any]:
             "pairs": pairs,
             "precision": precision,
             "compile": False,
-            "padding_free": "auto",
-            "batches": "product",
+            "padding_free": False if options["padded"] else "auto",
+            "batches": "by-source",  # whose fullest batch is measured
             "target_tokens": options["target_tokens"] // share,
             "steps": 1,
             "seed": options["seed"],

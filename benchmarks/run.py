@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16", "int8"), help="other than the question's own")
     add("--compile", action="store_true", help="train_trimmed, train_full_vocabulary: our layers by torch.compile")
     add("--padded", action="store_true", help="the same questions: our side keeps padding, too")
-    kinds, told = ("product", "by-source"), "training: of our own stream, or neighbours by source length [product]"
+    kinds, told = (
+        ("product", "by-source"),
+        "train_trimmed, train_full_vocabulary: our own, or by source length [product]",
+    )
     add("--batches", choices=kinds, default="product", help=told)
     add("--turns", type=int, help="turns of each side that count [5]")
     add("--steps", type=int, help="updates in a turn of training [2]")

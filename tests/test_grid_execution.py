@@ -84,7 +84,10 @@ def test_a_cluster_carries_out_and_interrupts_processes(tmp_path: Path, monkeypa
         runner.start("wrong", python(Path(), "wrong", "import os, sys; print(os.environ['GIVEN']); sys.exit(3)"))
         runner.start("saves", python(Path(), "saves", SAVES))
         ended = wait_for(runner, 1)
+        assert ended["wrong"].status == 3, (tmp_path / "wrong.txt").read_text()
+        limit = time.monotonic() + 60
         while not (tmp_path / "saves.txt").exists() or "ready" not in (tmp_path / "saves.txt").read_text():
+            assert time.monotonic() < limit
             time.sleep(0.05)
         runner.interrupt()
         ended |= wait_for(runner, 1)

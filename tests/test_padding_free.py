@@ -14,9 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from conftest import tiny_encoder
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.data.batching import IGNORED_LABEL
-from enc2gen.errors import ConfigError, ModelError
+from enc2gen.errors import CheckpointError, ConfigError, ModelError
+from enc2gen.models.dropout import drawn_mask
 from enc2gen.models.extra_losses import ContrastiveConfig, ExtraLosses
 from enc2gen.models.padding_free import SequencePair, Sequences
+from enc2gen.models.training_attention import separates_sequences
 from enc2gen.training import Trainer
 from enc2gen.training.runtime import gradient_checkpointing
 from test_donors import grow, tiny
@@ -149,11 +151,40 @@ def test_extra_losses_are_those_of_padded_batches(extra: ExtraLosses) -> None:
     assert_equal(loss_and_gradients(model, [inputs], extra_losses=extra), expected)
 
 
-def test_dropout_is_drawn_for_tokens() -> None:
+def test_dropout_is_drawn_for_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = grow(encoder("xlm-roberta"), dropout=0.3).train()
     model.padding_free = True
-    losses = {float(model(**batch(1), label_smoothing=0.0).loss.detach()) for _ in range(3)}
-    assert len(losses) == 3
+    drawn: list[tuple[int, ...]] = []
+
+    def remembering(states: Tensor, rate: float) -> Any:
+        drawn.append(tuple(states.shape))
+        return drawn_mask(states, rate)
+
+    monkeypatch.setattr("enc2gen.models.dropout.drawn_mask", remembering)
+    model(**batch(1), label_smoothing=0.0)
+    assert {shape[:2] for shape in drawn} == {(1, sum(SOURCES)), (1, sum(TARGETS))}
+
+
+def test_masks_may_be_missing_and_labels_make_tokens() -> None:
+    model = model_of("xlm-roberta")
+    inputs = batch(1, (6, 6), (4, 4))
+    expected = loss_and_gradients(model, [inputs])
+    model.padding_free = True
+    masks = ("attention_mask", "decoder_attention_mask")
+    bare = {name: tensor for name, tensor in inputs.items() if name not in masks}
+    assert_equal(loss_and_gradients(model, [bare]), expected)
+    short = {**inputs, "decoder_attention_mask": inputs["decoder_attention_mask"].clone()}
+    short["decoder_attention_mask"][:, -1] = 0  # a target stands there all the same
+    assert_equal(loss_and_gradients(model, [short]), expected)
+
+
+def test_other_inputs_are_not_lost() -> None:
+    model = model_of("bert")
+    inputs = batch(1)
+    types = (torch.arange(inputs["input_ids"].shape[1]) % 2).expand_as(inputs["input_ids"])
+    expected = loss_and_gradients(model, [inputs], token_type_ids=types)
+    model.padding_free = True
+    assert_equal(loss_and_gradients(model, [inputs], token_type_ids=types), expected)
 
 
 def test_evaluation_is_untouched() -> None:
@@ -189,27 +220,31 @@ def test_masks_hide_padding_what_follows_and_what_is_far() -> None:
     assert causal[1, 0, :2].tolist() == [[True, False, False, False], [True, True, False, False]]
 
 
-def test_flash_attention_is_told_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+@pytest.mark.parametrize("family", ["xlm-roberta", "modernbert"])
+def test_flash_attention_is_told_the_limits(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, windows = [], set()
 
     def flash(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
         assert mask is None
+        windows.add((module.is_causal, options.get("sliding_window")))
         calls.append((module.is_causal, {name: options[name] for name in options if "length" in name or "cu_" in name}))
         return query.transpose(1, 2), None
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
-    model = model_of("xlm-roberta")
+    model = model_of(family)
     model.padding_free = True
-    for part in (model.config, model.encoder.config):
+    for part in (model.config, model.encoder.config, model.decoder.config):
         part._attn_implementation_internal = "flash_attention_2"
-    model.decoder.config._attn_implementation_internal = "flash_attention_2"
-    model(**batch(1), label_smoothing=0.0)
+    assert separates_sequences(model)
+    model(**batch(model.config.pad_token_id), label_smoothing=0.0)
     read, written = [0, 11, 12, 19, 30, 34], [0, 3, 15, 27, 28, 34]
     plain = [(causal, o["cu_seq_lens_q"].tolist(), o["cu_seq_lens_k"].tolist()) for causal, o in calls]
     assert plain[:4] == [(False, read, read)] * 4
     assert (True, written, written) in plain and (False, written, read) in plain
     assert {(o["max_length_q"], o["max_length_k"]) for _, o in calls} == {(11, 11), (12, 12), (12, 11)}
     assert all(o["cu_seq_lens_q"].dtype is torch.int32 for _, o in calls)
+    everywhere = {(False, None), (True, None)}
+    assert windows == (everywhere | {(False, 3), (True, 3)} if family == "modernbert" else everywhere)
 
 
 def test_other_attention_is_refused() -> None:
@@ -242,6 +277,24 @@ def test_models_that_cannot_are_left_alone_or_refused(tmp_path: Path) -> None:
             Trainer(model, ToyStream(), {}, config(max_steps=1, warmup=0, padding_free=True), tmp_path)
 
 
-def test_an_older_run_goes_on_with_it() -> None:
-    assert "padding_free" not in config().identity()
-    assert config(padding_free=False).identity()["padding_free"] is False
+def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Runs from before there was `padding_free` had padding, and a run without it cannot go on with it."""
+    trained(tmp_path, padding_free=False)
+
+    def again(**settings: Any) -> SwcmForConditionalGeneration:
+        model = grow(tiny_encoder(), dropout=0.0)
+        given = config(max_steps=4, warmup=0, eval_every=4, **settings)
+        Trainer(model, ToyStream(), validation(), given, tmp_path).train()
+        return model
+
+    assert not again().padding_free
+    with pytest.raises(CheckpointError, match="padding_free"):
+        again(padding_free=True)
+
+
+def test_attention_chosen_later_counts(tmp_path: Path) -> None:
+    model = grow(tiny_encoder())
+    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
+    Trainer(model, ToyStream(), {}, config(max_steps=1, warmup=0), tmp_path)
+    assert model.padding_free

@@ -144,15 +144,16 @@ def source_files(path: Path, format: str | None = None) -> list[Path]:
 def source_names(source: str | Path, split: str) -> frozenset[str]:
     """What a source reads, under one name however it is written: equal names are equal texts.
 
-    These are the full paths of its files, the name of a built-in corpus without its settings, and of a Hub data set its
-    name with the split, or one file of it.
+    These are the full paths of its files; of a built-in corpus its name, without its settings, with the split (`all` is
+    all three); of a Hub data set its name with the split, or one file of it.
     """
     found: set[str] = set()
     for side in source_sides(source):
         path, hub = Path(side), side.removeprefix("hub:")
         by_name = not path.exists() and not known_extension(path) and side.count("/") == 1 and not side.startswith(".")
         if side.startswith("builtin:"):
-            found.add(side.partition("?")[0])
+            name = side.partition("?")[0]
+            found |= {f"{name} {part}" for part in (("train", "dev", "test") if split == "all" else (split,))}
         elif side.startswith("hub:") and hub.count("/") > 1:  # one file, which has no splits
             found.add(side)
         elif side.startswith("hub:") or by_name:

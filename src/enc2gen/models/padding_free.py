@@ -21,12 +21,13 @@ class Sequences:
     """Where the tokens of a padded batch lie.
 
     Args:
-        mask: `[B, L]`, 1 on tokens and 0 on padding, which may be anywhere.
+        mask: `[B, L]`, 1 on tokens and 0 on padding, on either side.
 
     Attributes:
         mask: the same as booleans.
         lengths: tokens of each sequence, `[B]`.
         full: whether there is no padding at all.
+        on_the_right: whether padding is behind the tokens only.
         positions: place of each token in its sequence, from 0, `[1, N]`.
     """
 
@@ -38,6 +39,7 @@ class Sequences:
             flat.nonzero().squeeze(1), (flat.cumsum(0) - 1).clamp_(min=0), (~flat).nonzero().squeeze(1)
         )
         self.full = not len(self._places.padding)
+        self.on_the_right = bool((self.mask[:, :-1] >= self.mask[:, 1:]).all())
         self.positions = (self.mask.cumsum(1) - 1).flatten()[self._places.tokens][None]
 
     def join(self, padded: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 from enc2gen.errors import ModelError
 from enc2gen.models.dropout import drawn_mask, masked
@@ -162,8 +163,11 @@ def _apart(
         sequences.split(states.transpose(1, 2)).transpose(1, 2)
         for sequences, states in zip((pair.queries, pair.keys, pair.keys), joined, strict=True)
     )
-    mask = pair.mask(causal=causal, window=options.get("sliding_window"))
-    output, _ = training_attention(module, query, key, value, mask, *limits, is_causal=False, **options)
+    window = options.get("sliding_window")
+    # padding behind a text is never seen by what stands before it: no mask is needed, and kernels know this case
+    plain = causal and window is None and pair.queries is pair.keys and pair.queries.on_the_right
+    mask = None if plain else pair.mask(causal=causal, window=window)
+    output, _ = training_attention(module, query, key, value, mask, *limits, is_causal=plain, **options)
     return pair.queries.join(output)
 
 
@@ -174,7 +178,7 @@ def separates_sequences(model: nn.Module) -> bool:
 
 
 def _separates(implementation: str | None) -> bool:
-    return implementation == NAME or (implementation or "").startswith("flash_attention")
+    return implementation == NAME or is_flash_attention_requested(requested_attention_implementation=implementation)
 
 
 def sequence_options(pair: SequencePair, implementation: str | None) -> Mapping[str, Any]:

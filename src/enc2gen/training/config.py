@@ -16,7 +16,7 @@ Warmup = Annotated[StrictInt, Field(ge=0)] | Annotated[StrictFloat, Field(ge=0.0
 FREE_ON_RESUME = frozenset({"save_every", "log_every", "keep_last", "load_best", "progress", "tensorboard"})
 
 # Later fields: left out of identities where they change nothing, so that older runs keep theirs.
-_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None, "compile": False, "padding_free": "auto"}
+_ABSENT = {"layer_decay": 1.0, "r_drop": 0.0, "contrastive": None, "compile": False}
 
 # What transformers' trainer does not have.
 _OURS_ALONE = (
@@ -171,4 +171,5 @@ class TrainingConfig(BaseModel):
     def identity(self) -> dict[str, object]:
         """The settings that decide the weights, JSON-able; a run is resumed with the same ones only."""
         absent = {name for name, value in _ABSENT.items() if getattr(self, name) == value}
-        return self.model_dump(mode="json", exclude=absent | FREE_ON_RESUME)
+        # the trainer adds what padding_free comes to with its model
+        return self.model_dump(mode="json", exclude=absent | FREE_ON_RESUME | {"padding_free"})

@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from transformers import PreTrainedModel
 
 from enc2gen.errors import ConfigError, OutputError
-from enc2gen.models.training_attention import separates_sequences
+from enc2gen.models.training_attention import separates_sequences, use_training_attention
 from enc2gen.training.config import TrainingConfig
 from enc2gen.training.sharding import hidden_request
 
@@ -270,14 +271,22 @@ def gradient_checkpointing(model: nn.Module, *, enable: bool) -> None:
         ) from error
 
 
-def set_padding_free(model: nn.Module, config: TrainingConfig) -> None:
-    """Let `model` train on real tokens only where `config` says so; `ConfigError` where it is told to but cannot."""
-    can = hasattr(model, "padding_free") and separates_sequences(model)
+def set_padding_free(model: nn.Module, config: TrainingConfig, *, before: bool = True) -> None:
+    """Let `model` train on real tokens only where `config` says so; `ConfigError` where it is told to but cannot.
+
+    Args:
+        before: what a run that goes on has done; `auto` keeps to it.
+    """
+    known = isinstance(model, PreTrainedModel) and hasattr(model, "padding_free")
+    if known:
+        use_training_attention(cast(PreTrainedModel, model))  # which another choice of attention since has undone
+    can = known and separates_sequences(model)
     if config.padding_free is True and not can:
         raise ConfigError(
             f"{type(model).__name__} cannot train on real tokens only, at least not with its kind of attention",
             where="training.padding_free",
             remedy="set it to auto, or load the model with attn_implementation sdpa or flash_attention_2",
         )
-    if hasattr(model, "padding_free"):
-        model.padding_free = can and config.padding_free is not False  # type: ignore[assignment]  # a plain attribute
+    if known:
+        wanted = before if config.padding_free == "auto" else config.padding_free
+        model.padding_free = can and wanted  # type: ignore[assignment]  # a plain attribute

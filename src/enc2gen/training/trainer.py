@@ -183,7 +183,7 @@ class Trainer:
             total += loss.detach()
         gradients = [p.grad for p in self._parallel.of(self._trained) if p.grad is not None]
         norm = self._parallel.gradient_norm(gradients)
-        # The only wait for the device in a step.
+        # One wait for the device, for both.
         loss_sum, norm_value = torch.stack([self._parallel.sum(total), norm.float()]).tolist()
         if self._finite(loss_sum, norm_value, step, learning_rate):
             if self.config.max_grad_norm is not None:
@@ -306,6 +306,7 @@ class Trainer:
 
     def _restore(self, path: Path) -> None:
         optimizer, rng, state = read_training_state(path)
+        set_padding_free(self.model, self.config, before=bool(state["identity"].get("padding_free", False)))
         require_same_run(batches_per_update(state["identity"]), self._identity(), where=str(path))
         self.stream.load_state_dict(state["stream"])  # says which part of the data differs, if any
         require_same_run(state["data"], self._data_identity(), where=str(path))
@@ -372,9 +373,11 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resumed run to equal an uninterrupted one."""
+        on_tokens = {"padding_free": True} if getattr(self.model, "padding_free", False) else {}  # absent in older runs
         return {
             **batches_per_update({**self.config.identity(), "processes": self.accelerator.num_processes}),
             "precision": self.precision,
+            **on_tokens,
         }
 
     def _data_identity(self) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def training_loss(
     """Label-smoothed cross-entropy, and what `extra` adds to it, summed over target tokens.
 
     Args:
-        decoded: `[B, T, H]`, what the LM head reads; encoded: `[B, S, H]`, the encoder's last states.
+        decoded: `[B, T, H]`, what the LM head reads; encoded: `[B, S, H]`, the encoder's last states, which only the
+            contrastive loss looks at.
         inputs: `labels`; for the contrastive loss `input_ids`, `attention_mask` and `decoder_input_ids` too.
 
     Raises:
@@ -73,14 +74,15 @@ def padding_free_loss(
 
     Args:
         inputs: `input_ids` and `attention_mask` `[B, S]`, `decoder_input_ids`, `decoder_attention_mask` and `labels`
-            `[B, T]`.
+            `[B, T]`; without a mask all tokens are real.
 
     Raises:
         ModelError: an input is missing; the attention implementation cannot keep sequences apart.
     """
     input_ids, decoder_input_ids = _needed(inputs, "input_ids"), _needed(inputs, "decoder_input_ids")
-    sources = Sequences(_needed(inputs, "attention_mask"))
-    targets = Sequences(_needed(inputs, "decoder_attention_mask"))
+    sources = Sequences(_mask(inputs.get("attention_mask"), input_ids))
+    written = _mask(inputs.get("decoder_attention_mask"), decoder_input_ids)
+    targets = Sequences(written | (_needed(inputs, "labels") != IGNORED_LABEL))
     implementation = model.encoder.config._attn_implementation
     options = sequence_options(SequencePair(sources, sources), implementation)
     # a mask of four dimensions is what transformers leaves as it is; flash attention wants none
@@ -95,7 +97,13 @@ def padding_free_loss(
     decoded = model.decoder(
         input_ids=targets.join(decoder_input_ids), encoder_hidden_states=encoded, sequences=(targets, sources)
     ).last_hidden_state
-    return training_loss(model, targets.split(decoded), sources.split(encoded), inputs, label_smoothing, extra)
+    if extra is not None and extra.contrastive is not None:
+        encoded, inputs = sources.split(encoded), {**inputs, "attention_mask": sources.mask.long()}
+    return training_loss(model, targets.split(decoded), encoded, inputs, label_smoothing, extra)
+
+
+def _mask(mask: Tensor | None, ids: Tensor) -> Tensor:
+    return torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
 
 
 def _needed(inputs: Mapping[str, Tensor | None], name: str) -> Tensor:

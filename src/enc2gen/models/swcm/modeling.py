@@ -40,7 +40,8 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
     Attributes:
         init_report: where each decoder tensor came from; saved and loaded with the model.
         tokenizer: saved beside the model where set.
-        padding_free: whether training's loss is computed on real tokens only; attention is "sdpa" or flash then.
+        padding_free: whether the loss with `label_smoothing` is computed on real tokens only in training, where ids and
+            masks alone are given; attention has to be "sdpa" or flash then. The trainer sets it.
     """
 
     main_input_name = "input_ids"
@@ -210,7 +211,9 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             "decoder_attention_mask": decoder_attention_mask,
             "labels": labels,
         }
-        if self.padding_free and self.training and label_smoothing is not None:
+        others = (encoder_outputs, past_key_values, inputs_embeds, decoder_inputs_embeds, decoder_position_ids)
+        plain = input_ids is not None and all(other is None for other in (*others, token_type_ids))
+        if self.padding_free and self.training and label_smoothing is not None and plain:
             self._check_source(cast(Tensor, input_ids))
             return padding_free_loss(self, inputs, label_smoothing, extra_losses)
         if encoder_outputs is None:
