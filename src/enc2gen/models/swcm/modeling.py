@@ -40,8 +40,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
     Attributes:
         init_report: where each decoder tensor came from; saved and loaded with the model.
         tokenizer: saved beside the model where set.
-        padding_free: whether the loss with `label_smoothing` is computed on real tokens only in training, where ids and
-            masks alone are given; attention has to be "sdpa" or flash then. The trainer sets it.
+        padding_free: whether training computes the loss with `label_smoothing` of ids and masks on real tokens only.
     """
 
     main_input_name = "input_ids"
@@ -212,10 +211,10 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             "labels": labels,
         }
         others = (encoder_outputs, past_key_values, inputs_embeds, decoder_inputs_embeds, decoder_position_ids)
-        plain = input_ids is not None and all(other is None for other in (*others, token_type_ids))
-        if self.padding_free and self.training and label_smoothing is not None and plain:
-            self._check_source(cast(Tensor, input_ids))
-            return padding_free_loss(self, inputs, label_smoothing, extra_losses)
+        plain = label_smoothing is not None and all(other is None for other in (*others, token_type_ids))
+        if self.padding_free and self.training and plain and input_ids is not None:
+            self._check_source(input_ids)
+            return padding_free_loss(self, inputs, label_smoothing or 0.0, extra_losses)
         if encoder_outputs is None:
             encoder_outputs = self._encode(
                 input_ids, attention_mask, inputs_embeds, token_type_ids, output_attentions, output_hidden_states
@@ -240,9 +239,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         positions = keep if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(decoded.last_hidden_state[:, positions])
-        loss = None
-        if labels is not None:
-            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
+        loss = None if labels is None else mean_cross_entropy(logits, labels, num_items_in_batch)
         output = Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
