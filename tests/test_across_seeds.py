@@ -175,3 +175,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         score_over_seeds("chrf++", {0: one}, resamples=0)
     with pytest.raises(ConfigError, match="confidence is 95"):
         score_over_seeds("chrf++", {0: one}, confidence=95)
+
+
+def test_two_seeds_far_apart_say_nothing_beyond_the_scale() -> None:
+    found = score_over_seeds("mean", means(np.array([[2.0] * 40, [97.0] * 40])))
+    assert (found.low, found.high) == (0.0, 100.0)

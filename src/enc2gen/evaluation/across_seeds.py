@@ -60,7 +60,7 @@ def score_over_seeds(
     """
     statistics = _checked(runs, resamples, confidence)
     low, high = interval(resampled_means(runs, resamples=resamples, seed=seed), confidence)
-    low = max(low, 0.0)  # as every metric here is
+    low, high = max(low, 0.0), min(high, 100.0)  # as every metric here is
     first, _, rest = statistics[0].signature.partition("|")
     signature = "|".join(filter(None, (first, f"seeds:{len(runs)}", f"bs:{resamples}", f"seed:{seed}", rest)))
     return Score(name, mean_over_seeds(runs), low, high, len(statistics[0]), signature, confidence)
