@@ -55,8 +55,7 @@ def _by_source(examples: list[EncodedExample], budget: int, seed: int) -> list[l
     cuts = length_ordered(examples, budget)
     random.Random(seed).shuffle(cuts)
     # the last of the batches cut may be small: the fullest are taken
-    cuts.sort(key=lambda cut: -sum(examples[index].target_length for index in cut))
-    return [[examples[index] for index in cut] for cut in cuts]
+    return sorted(([examples[index] for index in cut] for cut in cuts), key=_targets, reverse=True)
 
 
 def _by_both_sides(examples: list[EncodedExample], budget: int, seed: int) -> list[list[EncodedExample]]:
@@ -74,8 +73,12 @@ def _by_both_sides(examples: list[EncodedExample], budget: int, seed: int) -> li
         collate=lambda group, _: list(group),
     )
     groups: list[list[EncodedExample]] = list(itertools.islice(stream, _DRAWN))
-    fullest = max(sum(example.target_length for example in group) for group in groups)
-    return [group for group in groups if sum(example.target_length for example in group) >= 0.8 * fullest]
+    fullest = max(map(_targets, groups))
+    return [group for group in groups if _targets(group) >= 0.8 * fullest]
+
+
+def _targets(group: Sequence[EncodedExample]) -> int:
+    return sum(example.target_length for example in group)
 
 
 def padding_of(groups: Sequence[Sequence[EncodedExample]]) -> float:
