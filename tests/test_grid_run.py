@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
 
 def experiment(tmp_path: Path, *arguments: str) -> int:
     command = ["experiment", str(tmp_path / "toy.yaml"), "--data", str(tmp_path), "--engine", "in-process"]
-    return int(main.app([*command, "-o", str(tmp_path / "out"), *arguments], standalone_mode=False) or 0)
+    folder = [] if "-o" in arguments else ["-o", str(tmp_path / "out")]
+    return int(main.app([*command, *folder, *arguments], standalone_mode=False) or 0)
 
 
 def test_an_experiment_from_definition_to_report(
@@ -79,6 +81,42 @@ def test_an_experiment_from_definition_to_report(
     stages = ("prepare", "build-shared", "finetune-shared", "evaluate-shared", "evaluate-floors")
     said = capsys.readouterr().out
     assert all(f"{stage}: done before, kept" in said for stage in stages)
+
+
+def test_a_run_that_another_experiment_has_finished_is_taken_over(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    content = definition(encoder_folder)
+    write_definition(tmp_path / "toy.yaml", content)
+    assert experiment(tmp_path, "-o", str(tmp_path / "all" / "first")) == 0
+    assert len(in_process.started) == 4
+    later = {
+        "name": "later",
+        "question": "Does a cold start do?",
+        "variants": {"shared": {}, "cold": {"pretraining": False}},
+    }
+    write_definition(tmp_path / "toy.yaml", content | later)
+    in_process.started.clear()
+    second = tmp_path / "all" / "second"
+    assert experiment(tmp_path, "-o", str(second)) == 0
+    assert [name.partition("-seed")[0] for name in in_process.started] == ["cold-untrained", "cold"]
+    said = capsys.readouterr().out
+    (task,) = (second / "runs").glob("shared-seed0-*")
+    assert f"{task.name}: done before in first, taken over" in said and said.count("taken over") == 2
+    results = {name: json.loads((tmp_path / "all" / name / "results.json").read_text()) for name in ("first", "second")}
+    for part in ("cells", "costs"):
+        assert results["first"][part]["shared"] == results["second"][part]["shared"]
+    recipe = (task / "recipe.yaml").read_text()
+    assert (second / "runs").as_posix() in recipe and "first" not in recipe
+    # The second experiment keeps what it took over, and can go on with it alone.
+    shutil.rmtree(tmp_path / "all" / "first")
+    in_process.started.clear()
+    assert experiment(tmp_path, "-o", str(second)) == 0 and in_process.started == []
+    # Other data make other runs, whatever their names.
+    write_pairs(tmp_path / "pairs.tsv", 150)
+    assert experiment(tmp_path, "-o", str(tmp_path / "all" / "third"), "--overwrite") == 0
+    assert len(in_process.started) == 4
 
 
 def test_the_log_of_the_command_names_what_failed(

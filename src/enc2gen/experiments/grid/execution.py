@@ -12,10 +12,9 @@ from typing import Any
 from enc2gen.errors import Interrupted
 from enc2gen.experiments.grid.engines import POLL_SECONDS, Command, Outcome, Runner
 from enc2gen.experiments.grid.plan import GridRun
-from enc2gen.experiments.grid.records import RunRecord, make_ready, tidy
+from enc2gen.experiments.grid.records import LOG, RECIPE, RunRecord, make_ready, take_finished, tidy
 from enc2gen.training.runtime import InterruptFlag
 
-LOG = "log.txt"
 TAIL_LINES = 12
 """Lines at the end of a failed run's log that are shown (our choice)."""
 _PROMPT = "$ enc2gen "
@@ -76,10 +75,14 @@ class Execution:
         known = self._finished | set(self._failed)
         fresh = [run for run in {run.folder: run for run in runs}.values() if run.folder not in known]
         self._finished |= {run.folder for run in fresh if RunRecord(run).finished}
+        if kept := sum(run.folder in self._finished for run in fresh):
+            self._log(f"{kept} run{'s' if kept > 1 else ''} done before, kept")
+        for run in fresh:
+            if run.folder not in self._finished and (experiment := take_finished(run)) is not None:
+                self._finished.add(run.folder)
+                self._log(f"{run.name}: done before in {experiment}, taken over")
         self._waiting = [run for run in fresh if run.folder not in self._finished]
         self._done, self._count = 0, len(self._waiting)
-        if kept := len(fresh) - len(self._waiting):
-            self._log(f"{kept} run{'s' if kept > 1 else ''} done before, kept")
         with InterruptFlag() as flag:
             told = False
             while self._under_way or (self._waiting and not flag.raised):
@@ -120,7 +123,7 @@ class Execution:
         return None
 
     def _command(self, run: GridRun) -> Command:
-        recipe, log = run.folder / "recipe.yaml", run.folder / LOG
+        recipe, log = run.folder / RECIPE, run.folder / LOG
         arguments = [run.verb, recipe.as_posix(), "--store", self._store.as_posix()]
         arguments += ["--overwrite"] * self._overwrite
         with log.open("a", encoding="utf-8") as file:

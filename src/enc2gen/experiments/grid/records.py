@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.prepare import data_files, fingerprint
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.store import link_file, link_tree
-from enc2gen.experiments.workspace import MARKER, Workspace
+from enc2gen.experiments.workspace import MARKER, Workspace, replace_folder
 from enc2gen.training.checkpoint import write_json
 
 RECORD = "grid.json"
+RECIPE = "recipe.yaml"
+LOG = "log.txt"
 TRAINING_STAGES = ("prepare", "vocabulary-", "adapt-", "build-", "pretrain-", "finetune-")
 MODEL_FOLDERS = ("initial", "pretrain", "pretrained", "finetune", "finetuned")
 
@@ -89,12 +92,67 @@ def make_ready(run: GridRun) -> None:
     """Write recipe and record into the run's folder, and take over the training of a run with the same one."""
     run.folder.mkdir(parents=True, exist_ok=True)
     Workspace.write_json(run.folder / MARKER, {"name": run.recipe.name})
-    given = run.recipe.model_dump(mode="json", exclude_unset=True)
-    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-    (run.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    _write_recipe(run, run.folder)
     RunRecord(run).begin()
     if run.same_training is not None and not (run.folder / "stages").exists():
         _take_over(run.same_training.folder, run.folder, run.recipe.main_system)
+
+
+def take_finished(run: GridRun) -> str | None:
+    """Take over all of the same run of an experiment beside this one, if one has finished it.
+
+    The same run has the same name, which holds a hash of its settings, and was finished with the inputs that there are
+    now. Only a run that was never begun is taken over; it has its own recipe, and what the other one cost.
+
+    Returns:
+        The name of that experiment's folder; None if there is none.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if run.folder.exists():
+        return None
+    for other in sorted(run.folder.parents[2].glob(f"*/runs/{run.name}")):
+        twin = replace(run, folder=other)
+        if not RunRecord(twin).finished or _said(twin.folder / RECIPE) != _settings(_given(run)):
+            continue
+
+        def link(folder: Path, other: Path = other) -> None:
+            link_tree(other, folder, leave_out=(".lock", LOG, RECIPE))
+            shutil.copy2(other / LOG, folder / LOG)  # it is written into if the run is ever done again
+            _write_recipe(run, folder)
+
+        replace_folder(run.folder, link)
+        return other.parents[1].name
+    return None
+
+
+def _given(run: GridRun) -> dict[str, Any]:
+    return run.recipe.model_dump(mode="json", exclude_unset=True)
+
+
+def _write_recipe(run: GridRun, folder: Path) -> None:
+    text = yaml.safe_dump(_given(run), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text(text, encoding="utf-8")
+
+
+def _said(recipe: Path) -> Any:
+    """What a recipe's file says that is not the experiment's; None if it cannot be read."""
+    try:
+        return _settings(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _settings(recipe: Any) -> Any:
+    """A recipe without what says which experiment it belongs to; of a path to start from, the run and its model."""
+    if not isinstance(recipe, dict):
+        return None
+    systems = {
+        name: system | ({"start": Path(system["start"]).parts[-4:]} if system.get("start") else {})
+        for name, system in recipe.get("systems", {}).items()
+    }
+    return {key: value for key, value in recipe.items() if key not in ("description", "output")} | {"systems": systems}
 
 
 def _take_over(source: Path, target: Path, system: str) -> None:
