@@ -46,6 +46,35 @@ def rows(made: Run, split: str) -> list[Row]:
     return [(row["source"], row["target"], row["target_language"]) for row in table]
 
 
+def test_a_pair_is_in_the_same_part_whichever_way_it_is_read(tmp_path: Path, content: dict[str, Any]) -> None:
+    dataset = content["data"]["datasets"][0]
+    pairs = tmp_path / "pairs.tsv"
+    head, *lines = pairs.read_text(encoding="utf-8").splitlines()
+    # Every third pair has the target of the one before: one Kazakh text, two English ones.
+    for index in range(2, len(lines), 3):
+        lines[index] = lines[index].split("\t")[0] + "\t" + lines[index - 1].split("\t")[1]
+    pairs.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    made = {}
+    for directions, written in (("forward", ["kk"]), ("reverse", ["en"]), ("both", ["kk", "en"])):
+        content["languages"], dataset["fields"]["directions"] = written, directions
+        made[directions] = run(tmp_path, content, "prepare", output=directions)
+
+    def sources(directions: str, split: str, language: str) -> set[str]:
+        return {source for source, _, written in rows(made[directions], split) if written == language}
+
+    def english(split: str) -> set[str]:
+        return {target for source, target, _ in rows(made["reverse"], split)}
+
+    for split in ("train", "dev", "test"):
+        forward = sources("forward", split, "kk")
+        assert english(split) <= forward and len(english(split)) > 0.4 * len(forward)
+        assert sorted(rows(made["both"], split)) == sorted(rows(made["forward"], split) + rows(made["reverse"], split))
+    held_out = sources("reverse", "dev", "en") | sources("reverse", "test", "en")
+    assert held_out and not held_out & sources("reverse", "train", "en")
+    count = sum(len(rows(made["reverse"], split)) for split in ("train", "dev", "test"))
+    assert count < len(lines), "a training pair whose Kazakh text is held out is left out"
+
+
 def test_train_limit_is_per_direction_nested_and_leaves_the_rest_whole(tmp_path: Path, content: dict[str, Any]) -> None:
     dataset = content["data"]["datasets"][0]
     dataset["fields"]["directions"] = "both"

@@ -27,7 +27,8 @@ class Example:
     """One thing to learn: write `target` in `target_language`, given `source`.
 
     `references` are all accepted targets, the first of them `target`; every task fills them. `group` is what
-    decides train, dev or test: both directions of a pair share it, so that neither gives away the other.
+    decides train, dev or test: the text of the file's source field, whichever way a pair is read, so that no
+    direction gives away another.
     """
 
     source: str
@@ -315,8 +316,7 @@ class Translation(Task[TranslationConfig]):
             yield self._example(source, targets, read, write)
         if config.directions != "forward":
             target = targets[0] if targets else ""
-            reverse = self._example(target, (source,) if source else (), write, read)
-            yield replace(reverse, group=source) if config.directions == "both" else reverse
+            yield replace(self._example(target, (source,) if source else (), write, read), group=source)
 
 
 @TASKS.register("summarisation")

@@ -86,7 +86,7 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     workspace.data.mkdir(parents=True, exist_ok=True)
     writers = {split: _Writer(workspace.data / f"{split}.parquet", _EXAMPLE) for split in SPLITS}
     for dataset in recipe.data.datasets:
-        for split, example in _chosen(_grouped(_split_examples(dataset, recipe)), dataset):
+        for split, example in _chosen(_grouped(_unseen(dataset, recipe, log)), dataset):
             counts[split if dataset.stages else "vocabulary", example.target_language] += 1
             pairs[split, example.source_language, example.target_language] += 1
             row = {name: value for name, value in asdict(example).items() if name != "group"}
@@ -191,15 +191,39 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
         yield split, example
 
 
+def _unseen(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
+    """Examples with their split, but no training example whose source is held out.
+
+    Only pairs that are read in reverse can have one: they are split by the text that they write, and one source may
+    have several translations there.
+    """
+    if dataset.fields.get("directions", "forward") == "forward":
+        yield from _split_examples(dataset, recipe)
+        return
+    held_out = {_reading(example) for split, example in _split_examples(dataset, recipe) if split != "train"}
+    left_out = 0
+    for split, example in _split_examples(dataset, recipe):
+        if split == "train" and _reading(example) in held_out:
+            left_out += 1
+        else:
+            yield split, example
+    if left_out:
+        log(f"{dataset.path}: {left_out:,} training pairs left out, whose source is held out with another translation")
+
+
+def _reading(example: Example) -> tuple[str, str | None, str]:
+    """What a model is given."""
+    return example.source, example.source_language, example.target_language
+
+
 def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Example]]:
     """Held-out examples with the same source become one with several references; training examples pass through."""
-    held_out: dict[tuple[str, str, str | None, str], list[Example]] = {}
+    held_out: dict[tuple[str, tuple[str, str | None, str]], list[Example]] = {}
     for split, example in examples:
         if split == "train":
             yield split, example
         else:
-            key = (split, example.source, example.source_language, example.target_language)
-            held_out.setdefault(key, []).append(example)
+            held_out.setdefault((split, _reading(example)), []).append(example)
     for (split, *_), group in held_out.items():
         first = group[0]
         references = tuple(dict.fromkeys(text for example in group for text in example.references or (example.target,)))
