@@ -66,14 +66,14 @@ def test_extending_merges_and_null_leaves_a_task_out(tmp_path: Path) -> None:
     own = {
         "extends": "objectives-and-sharing",
         "name": "mine",
-        "variants": {"full": {"label": "all of it"}},
+        "variants": {"grown": {"label": "all of it"}},
         "scales": {"small": {"tasks": {"headlines": None}}},
     }
     experiment, _ = load_experiment(write(tmp_path, own), scale="small")
     shipped_one, _ = load_experiment("objectives-and-sharing", scale="small")
     assert experiment.name == "mine" and experiment.question == shipped_one.question
     assert set(shipped_one.tasks) - set(experiment.tasks) == {"headlines"}
-    assert experiment.variants["full"].label == "all of it"
+    assert experiment.variants["grown"].label == "all of it"
     assert set(experiment.variants) == set(shipped_one.variants)
 
 
@@ -81,3 +81,13 @@ def test_extending_what_is_not_there_names_what_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no shipped definition 'nothing'") as error:
         load_experiment(write(tmp_path, {"extends": "nothing"}))
     assert "objectives-and-sharing" in str(error.value)
+
+
+def test_languages_are_replaced_unless_the_experiment_is_about_its_own() -> None:
+    experiment, _ = load_experiment("normal-layers", languages=["sw", "ha"])
+    runs = Planner(experiment, Path("out")).runs({})
+    assert {tuple(run.recipe.languages) for run in runs} == {("sw", "ha")}
+    assert load_experiment("normal-layers")[0].recipe["languages"] == ["kk", "ug"]
+    with pytest.raises(ConfigError, match=r"certain languages \(tasks.few-alone\)") as error:
+        load_experiment("transfer", languages=["sw", "ha"])
+    assert error.value.where == "--languages"

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from enc2gen.cli.bridge import listed
 from enc2gen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def experiment(
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder with corpora, which {data} in paths stands for.")
     ] = None,
+    languages: Annotated[
+        str | None, typer.Option("--languages", "-l", help="Languages to write instead of its own, such as sw,ha.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", "-j", min=1, help="Runs at once; one per GPU, or else per core.")
     ] = None,
@@ -62,7 +66,7 @@ def experiment(
     if name is None:
         _list()
         return
-    planner, chosen = _planned(name, scale, seeds, data, only or (), output)
+    planner, chosen = _planned(name, scale, seeds, languages, data, only or (), output)
     if dry_run:
         print_grid(planner, chosen)
         return
@@ -81,7 +85,13 @@ def experiment(
 
 
 def _planned(
-    name: str, scale: str | None, seeds: int | None, data: Path | None, only: Sequence[str], output: Path | None
+    name: str,
+    scale: str | None,
+    seeds: int | None,
+    languages: str | None,
+    data: Path | None,
+    only: Sequence[str],
+    output: Path | None,
 ) -> tuple[Planner, str | None]:
     """What plans the runs of the experiment, and its scale."""
     from enc2gen.experiments.grid.definition import load_experiment
@@ -89,7 +99,7 @@ def _planned(
 
     if data is not None and not data.is_dir():
         raise ConfigError(f"there is no folder {data}", where="--data", remedy="name the folder with the corpora")
-    definition, chosen = load_experiment(name, scale=scale, seeds=seeds)
+    definition, chosen = load_experiment(name, scale=scale, seeds=seeds, languages=listed(languages))
     folder = output or OUTPUT / definition.name
     return Planner(definition, folder, data, tuple(only)), chosen
 

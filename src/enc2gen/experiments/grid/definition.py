@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +105,7 @@ class Experiment(Section):
             listed = list(slugs)
             if len(set(listed)) < len(listed) or not all(listed) or set(listed) & set(FLOORS):
                 raise ValueError(f"{kind}: names must differ in letters and digits, and not be {' or '.join(FLOORS)}")
-        for where, content in self._contents():
+        for where, content in self.contents():
             self._check_content(where, content)
         for where, content in self._task_contents() if self.pretraining is not None else ():
             if "encoder" in content:
@@ -130,7 +131,7 @@ class Experiment(Section):
             if len({json.dumps(value) for value in values}) < len(values):
                 raise ValueError(f"search.{setting}: a value occurs twice")
 
-    def _contents(self) -> list[tuple[str, Content]]:
+    def contents(self) -> list[tuple[str, Content]]:
         """Every part of a recipe in the definition, with its place."""
         found = [("recipe", self.recipe), ("pretraining", self.pretraining or {})]
         for name, variant in self.all_variants.items():
@@ -197,19 +198,23 @@ def _from_library(name: str) -> Content:
     return content
 
 
-def load_experiment(name: str, *, scale: str | None = None, seeds: int | None = None) -> tuple[Experiment, str | None]:
+def load_experiment(
+    name: str, *, scale: str | None = None, seeds: int | None = None, languages: Sequence[str] = ()
+) -> tuple[Experiment, str | None]:
     """Read and validate the definition of an experiment.
 
     Args:
         name: of a shipped experiment, a YAML file, or the results.json of an experiment, which is then done again.
         scale: one of the definition's `scales`, the first by default.
         seeds: number of seeds instead of the definition's.
+        languages: to write, instead of those of the definition's `recipe`.
 
     Returns:
         The definition with the scale's settings merged in, and the scale's name (None: there are none).
 
     Raises:
-        ConfigError: there is no such experiment or scale, or the definition is not valid: all problems are listed.
+        ConfigError: there is no such experiment or scale, its parts have languages of their own that cannot be replaced
+            by others, or the definition is not valid: all problems are listed.
     """
     content, recorded = _read(name)
     content = _extended(content, name)
@@ -226,7 +231,16 @@ def load_experiment(name: str, *, scale: str | None = None, seeds: int | None = 
         content["tasks"] = {task: said for task, said in content["tasks"].items() if said is not None}
     if seeds is not None:
         content["seeds"] = seeds
-    return validated(Experiment, content, name), chosen
+    if languages:
+        content = merge(content, {"recipe": {"languages": list(languages)}})
+    experiment = validated(Experiment, content, name)
+    if languages and (fixed := [where for where, part in experiment.contents() if "languages" in part]) != ["recipe"]:
+        raise ConfigError(
+            f"this experiment is about certain languages ({', '.join(where for where in fixed if where != 'recipe')})",
+            where="--languages",
+            remedy="write a definition that extends it, with languages and data of its own (docs/experiments.md)",
+        )
+    return experiment, chosen
 
 
 def _extended(content: Content, where: str) -> Content:
