@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,16 @@ def test_tokenizer_larger_than_table_is_refused() -> None:
 def test_pre_norm_copies_warn() -> None:
     with pytest.warns(UserWarning, match="lose their meaning"):
         grow(tiny_encoder(), norm_order="pre")
+
+
+def test_a_grown_layer_above_normal_ones_warns() -> None:
+    for options in ({"insert_every": 4}, {"normal_after_last": False}):
+        with pytest.warns(UserWarning, match="last layer is a grown one, above 1 normal layer;"):
+            grow(tiny_encoder(layers=6), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({}, {"insert_every": None}, {"insert_every": 4, "copy": ["embeddings"]}):
+            grow(tiny_encoder(layers=6), **options)
 
 
 def test_loaded_bert_without_its_tokenizer_grows_with_a_warning() -> None:

@@ -140,6 +140,7 @@ def _configure(
         style = replace(style, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
     order = options.norm_order or donor.norm_order
     _warn_of_other_order(donor, order, plan, parts)
+    _warn_of_grown_top(plan, parts)
     special = tokenizer if tokenizer is not None else source
     config = SwcmConfig(
         encoder_config=source,
@@ -170,6 +171,18 @@ def _warn_of_other_order(donor: Donor, order: NormOrder, plan: Sequence[LayerPla
     if order != donor.norm_order and grown and set(parts) & {"self_attention", "cross_attention", "ffn"}:
         warnings.warn(
             f"weights copied from a {donor.norm_order}-norm encoder into a {order}-norm decoder lose their meaning",
+            stacklevel=4,
+        )
+
+
+def _warn_of_grown_top(plan: Sequence[LayerPlan], parts: Sequence[str]) -> None:
+    """Words are read off the last layer; normal layers below it did not help at all: docs/results/normal-layers.md."""
+    below = sum(layer.kind == "normal" for layer in plan)
+    if below and plan[-1].kind != "normal" and set(parts) & {"self_attention", "cross_attention", "ffn"}:
+        warnings.warn(
+            f"the decoder's last layer is a grown one, above {below} normal layer{'s' if below > 1 else ''}; with a "
+            "normal layer on top it learns much faster: choose insert_every as a divisor of the number of grown "
+            "layers, and normal_after_last=True",
             stacklevel=4,
         )
 
