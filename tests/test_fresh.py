@@ -131,3 +131,44 @@ def test_silent_sublayers_learn() -> None:
 def test_other_values_are_refused() -> None:
     with pytest.raises(ConfigError, match="fresh_output='ones'"):
         grow(tiny_encoder(), fresh_output="ones")
+
+
+@pytest.mark.parametrize("family", ["xlm-roberta", "modernbert", "eurobert"])
+def test_a_unit_top_norm_makes_logits_wider_by_one_factor_and_changes_nothing_else(family: str) -> None:
+    def encoder() -> PreTrainedModel:
+        made = skewed() if family == "xlm-roberta" else tiny(family)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if name.startswith(("final_norm", "norm.")):
+                    parameter.mul_(torch.linspace(0.1, 0.5, len(parameter)))
+        return made
+
+    copied, unit = (grow(encoder(), insert_every=None, top_norm=kind) for kind in ("copied", "unit"))
+    changed = {
+        name: (old, new)
+        for (name, old), new in zip(copied.named_parameters(), unit.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert {name.rpartition(".")[0] for name in changed} == {
+        "decoder.layers.3.ffn2_norm" if family == "xlm-roberta" else "decoder.final_norm"
+    }
+    gains = next(new for name, (_, new) in changed.items() if name.endswith("weight")).detach().double().numpy()
+    assert np.sqrt((gains**2).mean()) == pytest.approx(1, rel=1e-5)
+    factor = 1 / np.sqrt(
+        (next(old for name, (old, _) in changed.items() if name.endswith("weight")) ** 2).mean().item()
+    )
+    assert factor > 1.5
+    torch.testing.assert_close(logits(unit), factor * logits(copied), rtol=1e-4, atol=1e-5)
+    notes = {tensor.name: tensor.note for tensor in unit.init_report.tensors if tensor.name in changed}
+    assert notes == {name: f"times {factor:.4g}" for name in changed}
+    assert all(unit.init_report.names("copied").count(name) == 1 for name in changed)
+
+
+def test_a_unit_top_norm_leaves_a_fresh_one_and_refuses_a_tied_one() -> None:
+    options: dict[str, Any] = {"insert_every": 2, "seed": 4}
+    plain, unit = grow(skewed(), **options), grow(skewed(), top_norm="unit", **options)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), unit.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="tied to the decoder's") as error:
+        grow(skewed(), insert_every=None, sharing="tied", top_norm="unit")
+    assert error.value.where == "top_norm"
+    grow(skewed(), insert_every=2, sharing="tied", top_norm="unit")

@@ -332,14 +332,22 @@ def test_pre_norm_copies_warn() -> None:
         grow(tiny_encoder(), norm_order="pre")
 
 
-def test_a_grown_layer_above_normal_ones_warns() -> None:
-    for options in ({"insert_every": 4}, {"normal_after_last": False}):
-        with pytest.warns(UserWarning, match="last layer is a grown one, above 1 normal layer;"):
-            grow(tiny_encoder(layers=6), **options)
+def test_a_narrow_norm_below_the_lm_head_warns() -> None:
+    def encoder(gain: float) -> Any:
+        made = tiny_encoder()
+        with torch.no_grad():
+            for layer in made.encoder.layer:
+                layer.output.LayerNorm.weight.fill_(gain)
+        return made
+
+    with pytest.warns(UserWarning, match=r"the encoder's gains, about 0\.30, so that"):
+        grow(encoder(0.3), insert_every=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for options in ({}, {"insert_every": None}, {"insert_every": 4, "copy": ["embeddings"]}):
-            grow(tiny_encoder(layers=6), **options)
+        grow(encoder(0.3), insert_every=None, top_norm="unit")
+        grow(encoder(0.3), insert_every=1)  # a normal layer on top
+        grow(encoder(0.3), insert_every=None, copy=["embeddings"])
+        grow(encoder(0.6), insert_every=None)
 
 
 def test_loaded_bert_without_its_tokenizer_grows_with_a_warning() -> None:

@@ -20,6 +20,7 @@ CopyPart = Literal["embeddings", "self_attention", "cross_attention", "ffn", "no
 LayerKind = Literal["custom", "normal"]
 Growth = Literal["swcm", "deltalm", "standard"]
 FreshOutput = Literal["random", "zero"]
+TopNorm = Literal["copied", "unit"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class GrowthOptions(BaseModel):
     norm_order: NormOrder | None
     random_encoder: bool
     fresh_output: FreshOutput
+    top_norm: TopNorm
     qk_norm: bool
     languages: list[str]
     tokenizer: PreTrainedTokenizerBase | None

@@ -1,4 +1,6 @@
-"""Randomly initialised sub-layers that say nothing at first, so that a grown decoder starts as its copied part.
+"""How a grown decoder starts: fresh sub-layers that say nothing, and a norm below the LM head that speaks up.
+
+**Silent sub-layers.** A decoder whose randomly initialised sub-layers say nothing at first starts as its copied part.
 
 In pre-norm order, x = x + f(norm(x)): with the last projection of f at zero, the sub-layer is the identity.
 
@@ -7,6 +9,13 @@ is no identity: LayerNorm takes away each token's own mean and scale. A state z 
 mean 0 and variance 1, has on average over z the mean m = mean(beta) and the variance s^2 = mean(gamma^2) + var(beta).
 A fresh norm with the weight s and the bias m therefore changes a token only by how far its own mean and scale are from
 the average ones, and applied again it changes nothing. (RMSNorm: s^2 = mean(gamma^2), no bias.)
+
+**The top norm.** The LM head reads words off what the topmost norm leaves, by products with the word embeddings. An
+encoder never needed those products: the gains of its top norm may be small (0.23 in multilingual-e5-small, where those
+of a fresh norm are 1), and then no word's logit stands out. An optimiser that moves a gain by at most the learning rate
+per update takes thousands of updates to widen them, whatever else it learns; a fresh normal layer on top is quick for
+its gains of 1 (docs/results/normal-layers.md). Scaling gains and biases by one factor changes lengths alone: states
+keep their directions.
 """
 
 from __future__ import annotations
@@ -44,6 +53,17 @@ def silence_fresh_sublayers(decoder: SwcmDecoder, sources: Container[str]) -> No
                 if post and below is not None:
                     _fit(norm, below)
             below = norm
+
+
+def top_norm(decoder: SwcmDecoder) -> nn.Module:
+    """The norm whose states the LM head reads."""
+    layer = cast(Any, decoder.layers[-1])
+    return decoder.final_norm or cast(nn.Module, layer.get_submodule(f"{layer.sublayers[-1]}_norm"))
+
+
+def typical_gain(norm: nn.Module) -> float:
+    """Root mean square of a norm's gains."""
+    return float(cast(Any, norm.weight).detach().float().square().mean().sqrt())
 
 
 def _fit(norm: nn.Module, below: nn.Module) -> None:

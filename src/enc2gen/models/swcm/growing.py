@@ -6,8 +6,9 @@ import copy as copying
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -19,7 +20,7 @@ from enc2gen.encoders.donor import Donor, NormOrder, donor_for
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.swcm.configuration import COPY_PARTS, GrowthOptions, LayerPlan, SwcmConfig, plan_layers
-from enc2gen.models.swcm.fresh import silence_fresh_sublayers
+from enc2gen.models.swcm.fresh import silence_fresh_sublayers, top_norm, typical_gain
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, Origin, TensorOrigin
 from enc2gen.models.swcm.sources import decoder_sources, tied_parameters
@@ -27,6 +28,9 @@ from enc2gen.tokenization.tokenizer import add_language_tokens
 
 MAX_NEW_TOKENS = 256
 """Output limit before one is learnt from data: the paper's maximal length (arXiv 2502.10852, section 4.1)."""
+
+NARROW = 0.5
+"""Gains of the norm below the LM head that are warned of; fresh ones are 1 (our choice)."""
 
 
 def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptions) -> SwcmForConditionalGeneration:
@@ -55,10 +59,11 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
             _transfer(model, loaded, fresh_rows)
         if device.type != "meta" and options.fresh_output == "zero":
             silence_fresh_sublayers(model.decoder, decoder_sources(config))
+        scaled = _settle_top_norm(model, options) if device.type != "meta" else {}
     cast(Any, model).to(dtype=loaded.dtype)
     model.tie_weights()
     model.tokenizer = tokenizer
-    model.init_report = account(model, _name(encoder), fresh_rows)
+    model.init_report = account(model, _name(encoder), fresh_rows, scaled)
     _set_generation_defaults(model)
     if options.verbose:
         model.init_report.print()
@@ -140,7 +145,6 @@ def _configure(
         style = replace(style, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate)
     order = options.norm_order or donor.norm_order
     _warn_of_other_order(donor, order, plan, parts)
-    _warn_of_grown_top(plan, parts)
     special = tokenizer if tokenizer is not None else source
     config = SwcmConfig(
         encoder_config=source,
@@ -171,18 +175,6 @@ def _warn_of_other_order(donor: Donor, order: NormOrder, plan: Sequence[LayerPla
     if order != donor.norm_order and grown and set(parts) & {"self_attention", "cross_attention", "ffn"}:
         warnings.warn(
             f"weights copied from a {donor.norm_order}-norm encoder into a {order}-norm decoder lose their meaning",
-            stacklevel=4,
-        )
-
-
-def _warn_of_grown_top(plan: Sequence[LayerPlan], parts: Sequence[str]) -> None:
-    """Words are read off the last layer; normal layers below it did not help at all: docs/results/normal-layers.md."""
-    below = sum(layer.kind == "normal" for layer in plan)
-    if below and plan[-1].kind != "normal" and set(parts) & {"self_attention", "cross_attention", "ffn"}:
-        warnings.warn(
-            f"the decoder's last layer is a grown one, above {below} normal layer{'s' if below > 1 else ''}; with a "
-            "normal layer on top it learns much faster: choose insert_every as a divisor of the number of grown "
-            "layers, and normal_after_last=True",
             stacklevel=4,
         )
 
@@ -246,8 +238,45 @@ def fill_rows(table: Tensor, size: int, fresh_rows: Sequence[int]) -> Tensor:
     return rows
 
 
-def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Sequence[int] = ()) -> InitReport:
+@torch.no_grad()
+def _settle_top_norm(model: SwcmForConditionalGeneration, options: GrowthOptions) -> dict[str, float]:
+    """Widen the norm below the LM head, or warn of a narrow one; names of what was scaled, and the factor."""
+    norm = top_norm(model.decoder)
+    size = typical_gain(norm)
+    if options.top_norm == "copied":
+        if size < NARROW:
+            warnings.warn(
+                f"the norm below the LM head has the encoder's gains, about {size:.2f}, so that the decoder learns to "
+                "choose words slowly (docs/results/normal-layers.md): have a normal layer on top, with insert_every a "
+                "divisor of the number of grown layers, or top_norm='unit'",
+                stacklevel=4,
+            )
+        return {}
+    names = {name for name, parameter in model.named_parameters() if any(parameter is own for own in norm.parameters())}
+    if any(name.startswith("encoder.") for name in names):
+        raise ConfigError(
+            "top_norm='unit' would scale the encoder's own norm, which is tied to the decoder's",
+            where="top_norm",
+            remedy="use sharing='copy', or a normal layer on top",
+        )
+    for parameter in norm.parameters():
+        parameter.mul_(1 / size)
+    return {name: 1 / size for name in names}
+
+
+def account(
+    model: SwcmForConditionalGeneration,
+    encoder: str,
+    fresh_rows: Sequence[int] = (),
+    scaled: Mapping[str, float] = MappingProxyType({}),
+) -> InitReport:
     """Say for every decoder and LM head tensor where it came from, from its actual values.
+
+    Args:
+        model: just grown.
+        encoder: its name.
+        fresh_rows: rows of the word embeddings that are new.
+        scaled: tensor -> what its source is multiplied by.
 
     Raises:
         ModelError: a tensor that the plan copies or ties differs from its source, or a tensor that is neither
@@ -266,13 +295,12 @@ def account(model: SwcmForConditionalGeneration, encoder: str, fresh_rows: Seque
             source = sources["decoder.embed_tokens.weight"]
         if source is None and not expected.fullmatch(name):
             raise ModelError(f"{name} would stay random although nothing in the plan says so", where="init report")
-        if source is not None and not _same(tensor, source.take(parameters), must_share=name in tied):
+        factor = scaled.get(name)
+        if source is not None and not _same(tensor, source.take(parameters), factor, must_share=name in tied):
             raise ModelError(f"{name} was not taken from {source}", where="init report")
-        note = (
-            f"{len(fresh_rows)} rows new, for language tokens"
-            if fresh_rows and len(tensor) == config.vocab_size
-            else None
-        )
+        note = f"times {factor:.4g}" if factor is not None else None
+        if fresh_rows and len(tensor) == config.vocab_size:
+            note = f"{len(fresh_rows)} rows new, for language tokens"
         origin = _origin(name, tensor, source is not None, name in tied)
         tensors.append(TensorOrigin(name, origin, tuple(tensor.shape), str(source) if source else None, note))
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -291,10 +319,10 @@ def _origin(name: str, tensor: Tensor, has_source: bool, is_tied: bool) -> Origi
     return "constant" if zero or name.endswith(".bias") or "norm" in name else "random"
 
 
-def _same(tensor: Tensor, source: Tensor, *, must_share: bool) -> bool:
+def _same(tensor: Tensor, source: Tensor, factor: float | None = None, *, must_share: bool) -> bool:
     if must_share:
         return tensor is source
-    return tensor.device.type == "meta" or torch.equal(tensor, source)
+    return tensor.device.type == "meta" or torch.equal(tensor, source if factor is None else source * factor)
 
 
 def _fresh_patterns(config: SwcmConfig) -> list[str]:

@@ -22,7 +22,7 @@ from enc2gen.encoders.safe_weights import refuse_pickles
 from enc2gen.errors import LanguageError, ModelError
 from enc2gen.models.dropout import use_quick_dropout
 from enc2gen.models.extra_losses import ExtraLosses
-from enc2gen.models.swcm.configuration import COPY_PARTS, FreshOutput, Growth, SwcmConfig, growth_options
+from enc2gen.models.swcm.configuration import COPY_PARTS, FreshOutput, Growth, SwcmConfig, TopNorm, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
 from enc2gen.models.swcm.losses import padding_free_loss, training_loss
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
@@ -76,6 +76,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         norm_order: NormOrder | None = None,
         random_encoder: bool = False,
         fresh_output: FreshOutput = "random",
+        top_norm: TopNorm = "copied",
         qk_norm: bool = False,
         languages: Sequence[str] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -98,14 +99,14 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             sharing: `copy` at initialisation (the paper) or `tied`: the parameters stay one and the same (our variant).
             tie_lm_head: one parameter for output projection and word embeddings. The released checkpoint's is untied.
             encoder_layers: keep only these encoder layers (small machines); all by default.
-            donor_layers: encoder layers that decoder layers grow from, in the encoder's own numbering; all kept
-                ones by default.
+            donor_layers: encoder layers that decoder layers grow from, in the encoder's numbering; by default all kept.
             norm_order: the donor's by default. Copied post-norm weights do not work in pre-norm order, which is
                 for random decoders.
             random_encoder: start the encoder from random weights as well (the baseline "everything random").
             fresh_output: `zero`: the last projection of every randomly initialised sub-layer starts at zero, so that
-                the decoder starts as the one without them: exactly in pre-norm order; in post-norm order up to each
-                token's own mean and scale (see `models.swcm.fresh`).
+                the decoder starts as the one without them (in post-norm order nearly: see `models.swcm.fresh`).
+            top_norm: `copied` (the paper) or `unit`: the norm below the LM head starts with gains of root mean square 1
+                (see `models.swcm.fresh`).
             qk_norm: RMS-norm each head's queries and keys in the decoder (arXiv 2010.04245, 2302.05442). Copied
                 attention then starts with scores of another scale.
             languages: tags whose tokens are added to vocabulary, tokenizer and embedding table.
