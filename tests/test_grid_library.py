@@ -83,6 +83,12 @@ def test_extending_what_is_not_there_names_what_is(tmp_path: Path) -> None:
     assert "objectives-and-sharing" in str(error.value)
 
 
+def test_another_variant_is_the_reference() -> None:
+    assert load_experiment("normal-layers", reference="base-a")[0].reference == "base-a"
+    with pytest.raises(ConfigError, match="there is no variant 'base-c'; there are grown, base-a"):
+        load_experiment("normal-layers", reference="base-c")
+
+
 def test_languages_are_replaced_unless_the_experiment_is_about_its_own() -> None:
     experiment, _ = load_experiment("normal-layers", languages=["sw", "ha"])
     runs = Planner(experiment, Path("out")).runs({})

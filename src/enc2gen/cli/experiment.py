@@ -17,6 +17,7 @@ from enc2gen.cli.bridge import listed
 from enc2gen.errors import ConfigError
 
 if TYPE_CHECKING:
+    from enc2gen.experiments.grid.definition import Experiment
     from enc2gen.experiments.grid.planning import Planner
     from enc2gen.experiments.grid.run import ExperimentRun
 
@@ -50,6 +51,9 @@ def experiment(
     ] = None,
     engine: Annotated[str, typer.Option("--engine", help="local, or ray: a cluster with a shared folder.")] = "local",
     only: Annotated[list[str] | None, typer.Option("--only", help="Carry out this variant alone. Repeatable.")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Variant to compare with, instead of its own.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder instead of runs/experiments/NAME.")
     ] = None,
@@ -66,7 +70,12 @@ def experiment(
     if name is None:
         _list()
         return
-    planner, chosen = _planned(name, scale, seeds, languages, data, only or (), output)
+    from enc2gen.experiments.grid.definition import load_experiment
+
+    definition, chosen = load_experiment(
+        name, scale=scale, seeds=seeds, languages=listed(languages), reference=reference
+    )
+    planner = _planner(definition, data, only or (), output)
     if dry_run:
         print_grid(planner, chosen)
         return
@@ -84,24 +93,13 @@ def experiment(
         raise typer.Exit(1)
 
 
-def _planned(
-    name: str,
-    scale: str | None,
-    seeds: int | None,
-    languages: str | None,
-    data: Path | None,
-    only: Sequence[str],
-    output: Path | None,
-) -> tuple[Planner, str | None]:
-    """What plans the runs of the experiment, and its scale."""
-    from enc2gen.experiments.grid.definition import load_experiment
+def _planner(definition: Experiment, data: Path | None, only: Sequence[str], output: Path | None) -> Planner:
+    """What plans the runs of the experiment."""
     from enc2gen.experiments.grid.planning import Planner
 
     if data is not None and not data.is_dir():
         raise ConfigError(f"there is no folder {data}", where="--data", remedy="name the folder with the corpora")
-    definition, chosen = load_experiment(name, scale=scale, seeds=seeds, languages=listed(languages))
-    folder = output or OUTPUT / definition.name
-    return Planner(definition, folder, data, tuple(only)), chosen
+    return Planner(definition, output or OUTPUT / definition.name, data, tuple(only))
 
 
 def _say(line: str) -> None:

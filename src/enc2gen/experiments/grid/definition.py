@@ -199,7 +199,12 @@ def _from_library(name: str) -> Content:
 
 
 def load_experiment(
-    name: str, *, scale: str | None = None, seeds: int | None = None, languages: Sequence[str] = ()
+    name: str,
+    *,
+    scale: str | None = None,
+    seeds: int | None = None,
+    languages: Sequence[str] = (),
+    reference: str | None = None,
 ) -> tuple[Experiment, str | None]:
     """Read and validate the definition of an experiment.
 
@@ -208,6 +213,7 @@ def load_experiment(
         scale: one of the definition's `scales`, the first by default.
         seeds: number of seeds instead of the definition's.
         languages: to write, instead of those of the definition's `recipe`.
+        reference: variant that the others are compared with, instead of the definition's.
 
     Returns:
         The definition with the scale's settings merged in, and the scale's name (None: there are none).
@@ -231,6 +237,8 @@ def load_experiment(
         content["tasks"] = {task: said for task, said in content["tasks"].items() if said is not None}
     if seeds is not None:
         content["seeds"] = seeds
+    if reference is not None:
+        content["reference"] = reference
     if languages:
         content = merge(content, {"recipe": {"languages": list(languages)}})
     experiment = validated(Experiment, content, name)
