@@ -159,7 +159,7 @@ def draw_curves(results: Mapping[str, Any]) -> Figure:
             axis.set_title(title, loc="left", fontweight="bold")
             axis.set_xlabel("tokens seen")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes[0].set_ylabel("validation loss (nats per target token)")
+        axes[0].set_ylabel("validation loss\n(nats per target token)")
         _legend(figure, [label(results, name) for name in named])
     return figure
 
