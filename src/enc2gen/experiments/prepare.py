@@ -194,8 +194,8 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
 def _unseen(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
     """Examples with their split, but no training example whose source is held out.
 
-    Only pairs that are read in reverse can have one: they are split by the text that they write, and one source may
-    have several translations there.
+    Pairs that are read in reverse can have one: they are split by the text that they write, of which one source may have
+    several. Where nothing is read in reverse, nothing is looked for.
     """
     if dataset.fields.get("directions", "forward") == "forward":
         yield from _split_examples(dataset, recipe)
