@@ -97,3 +97,25 @@ def test_languages_are_replaced_unless_the_experiment_is_about_its_own() -> None
     with pytest.raises(ConfigError, match=r"certain languages \(tasks.few-alone\)") as error:
         load_experiment("transfer", languages=["sw", "ha"])
     assert error.value.where == "--languages"
+    with pytest.raises(ConfigError, match=r"certain languages \(data\)"):
+        load_experiment("into-english", languages=["sw"])
+
+
+def test_a_search_takes_over_from_the_variants_that_are_not_searched() -> None:
+    """A run needs the same runs, whichever other variants are carried out."""
+    experiment, _ = load_experiment("beyond-paper")
+    every = {run.name: run for run in Planner(experiment, Path("out")).searches()}
+    assert all(run.variant in ("grown", "length-tuned") for run in every.values())
+    alone = {run.name: run for run in Planner(experiment, Path("out"), only=("grown",)).runs({})}
+    shared = every.keys() & alone.keys()
+    assert {name.partition("-seed")[0] for name in shared} == {"grown-pretraining", "grown-translation"}
+    for name in shared:
+        assert [need.name for need in every[name].needs] == [need.name for need in alone[name].needs]
+        assert every[name].recipe.main_system == alone[name].recipe.main_system == "grown"
+
+
+def test_every_shipped_experiment_is_on_the_page() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    for name, content in shipped().items():
+        row = f"| `{name}` | {content['question']} |"
+        assert row in page, row

@@ -94,13 +94,17 @@ def test_a_run_that_another_experiment_has_finished_is_taken_over(
     later = {
         "name": "later",
         "question": "Does a cold start do?",
-        "variants": {"shared": {}, "cold": {"pretraining": False}},
+        "variants": {
+            "shared": {},
+            "cold": {"pretraining": False},
+            "beam": {"recipe": {"evaluate": {"decoding": {"num_beams": 2}}}},
+        },
     }
     write_definition(tmp_path / "toy.yaml", content | later)
     in_process.started.clear()
     second = tmp_path / "all" / "second"
     assert experiment(tmp_path, "-o", str(second)) == 0
-    assert [name.partition("-seed")[0] for name in in_process.started] == ["cold-untrained", "cold"]
+    assert [name.partition("-seed")[0] for name in in_process.started] == ["cold-untrained", "cold", "beam"]
     said = capsys.readouterr().out
     (task,) = (second / "runs").glob("shared-seed0-*")
     assert f"{task.name}: done before in first, taken over" in said and said.count("taken over") == 2
@@ -109,6 +113,17 @@ def test_a_run_that_another_experiment_has_finished_is_taken_over(
         assert results["first"][part]["shared"] == results["second"][part]["shared"]
     recipe = (task / "recipe.yaml").read_text()
     assert (second / "runs").as_posix() in recipe and "first" not in recipe
+    # What starts from a run that was taken over trains nothing again.
+    (wide,) = (second / "runs").glob("beam-seed0-*")
+    weights = Path("systems", "shared", "finetuned", "model.safetensors")
+    assert (wide / weights).samefile(task / weights)
+    # What is written anew in one folder does not show in the other.
+    (first,) = (tmp_path / "all" / "first" / "runs").glob("shared-seed0-*")
+    outputs = Path("systems", "shared", "hypotheses.jsonl")
+    before = (first / outputs).read_text(encoding="utf-8")
+    (task / outputs).write_text("{}\n", encoding="utf-8")
+    assert (first / outputs).read_text(encoding="utf-8") == before
+    (task / outputs).write_text(before, encoding="utf-8")
     # The second experiment keeps what it took over, and can go on with it alone.
     shutil.rmtree(tmp_path / "all" / "first")
     in_process.started.clear()
@@ -116,7 +131,35 @@ def test_a_run_that_another_experiment_has_finished_is_taken_over(
     # Other data make other runs, whatever their names.
     write_pairs(tmp_path / "pairs.tsv", 150)
     assert experiment(tmp_path, "-o", str(tmp_path / "all" / "third"), "--overwrite") == 0
-    assert len(in_process.started) == 4
+    assert len(in_process.started) == 5
+
+
+def test_a_run_that_cannot_be_taken_over_is_carried_out(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    write_definition(tmp_path / "toy.yaml", definition(encoder_folder, variants={"shared": {}}))
+    assert experiment(tmp_path, "-o", str(tmp_path / "all" / "first")) == 0
+    in_process.started.clear()
+    (tmp_path / "all" / "second").mkdir()
+    monkeypatch.chdir(tmp_path / "all" / "second")
+    (tmp_path / "all" / "first" / "experiment.yaml").unlink()  # any other folder
+    assert experiment(tmp_path, "-o", ".") == 0
+    assert len(in_process.started) == 2
+
+
+def test_another_reference_keeps_the_earlier_report(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess
+) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    write_definition(tmp_path / "toy.yaml", definition(encoder_folder))
+    assert experiment(tmp_path) == 0
+    results = (tmp_path / "out" / "results.json").read_text(encoding="utf-8")
+    assert experiment(tmp_path, "--report") == 0 and not (tmp_path / "out" / "earlier").exists()
+    assert experiment(tmp_path, "--report", "--reference", "random") == 0
+    (earlier,) = (tmp_path / "out" / "earlier").iterdir()
+    assert json.loads((earlier / "results.json").read_text(encoding="utf-8"))["cells"] == json.loads(results)["cells"]
+    assert set(json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["paired"]) == {"shared"}
 
 
 def test_the_log_of_the_command_names_what_failed(

@@ -340,11 +340,14 @@ def test_a_narrow_norm_below_the_lm_head_warns() -> None:
                 layer.output.LayerNorm.weight.fill_(gain)
         return made
 
-    with pytest.warns(UserWarning, match=r"the encoder's gains, about 0\.30, so that"):
+    with pytest.warns(UserWarning, match=r"gains of about 0\.30, after .* use top_norm='unit', or have a normal layer"):
         grow(encoder(0.3), insert_every=None)
+    with pytest.warns(UserWarning, match=r"use top_norm='unit'$"):
+        grow(encoder(0.3), insert_every=1, fresh_output="zero")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         grow(encoder(0.3), insert_every=None, top_norm="unit")
+        grow(encoder(0.3).double(), insert_every=None, top_norm="unit")
         grow(encoder(0.3), insert_every=1)  # a normal layer on top
         grow(encoder(0.3), insert_every=None, copy=["embeddings"])
         grow(encoder(0.6), insert_every=None)

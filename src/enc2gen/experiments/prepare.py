@@ -7,7 +7,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from datasets import Dataset
 from enc2gen.corpora.builtin import package_versions, split_of
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records, source_sides
+from enc2gen.data.held_out import reading, unseen
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import encoder_positions
 from enc2gen.errors import ConfigError, DataError
@@ -86,7 +87,7 @@ def prepare(recipe: Recipe, workspace: Workspace, log: Callable[[str], None]) ->
     workspace.data.mkdir(parents=True, exist_ok=True)
     writers = {split: _Writer(workspace.data / f"{split}.parquet", _EXAMPLE) for split in SPLITS}
     for dataset in recipe.data.datasets:
-        for split, example in _chosen(_grouped(_unseen(dataset, recipe, log)), dataset):
+        for split, example in _chosen(_grouped(_held_apart(dataset, recipe, log)), dataset):
             counts[split if dataset.stages else "vocabulary", example.target_language] += 1
             pairs[split, example.source_language, example.target_language] += 1
             row = {name: value for name, value in asdict(example).items() if name != "group"}
@@ -131,6 +132,11 @@ def fingerprint(*names: str) -> list[dict[str, Any]]:
         for file in files
     ]
     return found + ([{"packages": package_versions()}] if any(name.startswith("builtin:") for name in names) else [])
+
+
+def model_content(name: str) -> list[dict[str, Any]]:
+    """The files of a local model with size and content hash, wherever its folder lies; none of a model on the Hub."""
+    return [entry | {"file": Path(entry["file"]).relative_to(name).as_posix()} for entry in fingerprint(name)]
 
 
 @lru_cache(maxsize=65_536)
@@ -191,29 +197,13 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
         yield split, example
 
 
-def _unseen(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
-    """Examples with their split, but no training example whose source is held out.
+def _held_apart(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
+    """Examples with their split, none with a source that a split held out from it has."""
 
-    Pairs that are read in reverse can have one: they are split by the text that they write, of which one source may have
-    several. Where nothing is read in reverse, nothing is looked for.
-    """
-    if dataset.fields.get("directions", "forward") == "forward":
-        yield from _split_examples(dataset, recipe)
-        return
-    held_out = {_reading(example) for split, example in _split_examples(dataset, recipe) if split != "train"}
-    left_out = 0
-    for split, example in _split_examples(dataset, recipe):
-        if split == "train" and _reading(example) in held_out:
-            left_out += 1
-        else:
-            yield split, example
-    if left_out:
-        log(f"{dataset.path}: {left_out:,} training pairs left out, whose source is held out with another translation")
+    def tell(count: int) -> None:
+        log(f"{dataset.path}: {count:,} pairs left out, whose source is held out with another translation")
 
-
-def _reading(example: Example) -> tuple[str, str | None, str]:
-    """What a model is given."""
-    return example.source, example.source_language, example.target_language
+    return unseen(partial(_split_examples, dataset, recipe), dataset.fields, tell)
 
 
 def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Example]]:
@@ -223,7 +213,7 @@ def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Exa
         if split == "train":
             yield split, example
         else:
-            held_out.setdefault((split, _reading(example)), []).append(example)
+            held_out.setdefault((split, reading(example)), []).append(example)
     for (split, *_), group in held_out.items():
         first = group[0]
         references = tuple(dict.fromkeys(text for example in group for text in example.references or (example.target,)))

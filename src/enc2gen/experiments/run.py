@@ -22,7 +22,7 @@ from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
 from enc2gen.experiments.model_card import write_card
-from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, prepare
+from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, model_content, prepare
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.store import Store
@@ -167,10 +167,11 @@ class Run:
 
     def _build(self) -> None:
         for name, system in self.recipe.systems.items():
+            local = system.start is not None and Path(system.start).is_dir()
             depends = {
                 "prepare": self._encoder_key(name),
-                "system": [system.preset, system.options, system.start],
-                "start": fingerprint(model) if (model := system.whole_model) else [],
+                "system": [system.preset, system.options, None if local else system.start],
+                "start": model_content(model) if (model := system.whole_model) else [],
                 "dropout": self.recipe.encoder_of(name).dropout,
                 "seed": self.recipe.seed,
             }

@@ -23,8 +23,9 @@ from enc2gen.data.classification import (
     label_names,
 )
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
+from enc2gen.data.held_out import unseen
 from enc2gen.data.language_files import own_splits
-from enc2gen.data.tasks import build_task
+from enc2gen.data.tasks import Example, build_task
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.experiments.bridge.recipe import (
     BridgeRecipe,
@@ -246,8 +247,12 @@ def _parallel(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
     """Pairs with their split, which is a hash of the group of the pair: both directions lie on one side."""
     task = build_task(data.task, data.fields)
     kept: Counter[str] = Counter()
-    for example in task.examples(read_records(data.path, split=data.split), where=data.path):
-        split = split_of(example.group, dev_percent=data.dev_percent, test_percent=data.test_percent)
+
+    def read() -> Iterator[tuple[str, Example]]:
+        for example in task.examples(read_records(data.path, split=data.split), where=data.path):
+            yield split_of(example.group, dev_percent=data.dev_percent, test_percent=data.test_percent), example
+
+    for split, example in unseen(read, data.fields, lambda _: None):
         wanted = data.test_languages if split == "test" else data.languages
         if wanted is not None and example.source_language not in wanted:
             continue

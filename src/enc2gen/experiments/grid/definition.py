@@ -242,13 +242,22 @@ def load_experiment(
     if languages:
         content = merge(content, {"recipe": {"languages": list(languages)}})
     experiment = validated(Experiment, content, name)
-    if languages and (fixed := [where for where, part in experiment.contents() if "languages" in part]) != ["recipe"]:
+    if languages:
+        _check_replaceable(experiment)
+    return experiment, chosen
+
+
+def _check_replaceable(experiment: Experiment) -> None:
+    """Refuse other languages for an experiment whose parts have their own, or whose data are of certain ones."""
+    fixed = [where for where, part in experiment.contents() if "languages" in part and where != "recipe"]
+    if not fixed and "{languages}" not in json.dumps([part for _, part in experiment.contents()]):
+        fixed = ["data"]
+    if fixed:
         raise ConfigError(
-            f"this experiment is about certain languages ({', '.join(where for where in fixed if where != 'recipe')})",
+            f"this experiment is about certain languages ({', '.join(fixed)})",
             where="--languages",
             remedy="write a definition that extends it, with languages and data of its own (docs/experiments.md)",
         )
-    return experiment, chosen
 
 
 def _extended(content: Content, where: str) -> Content:

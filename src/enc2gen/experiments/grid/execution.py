@@ -131,9 +131,10 @@ class Execution:
         return Command(("-m", "enc2gen.cli.main", *arguments), log, {"COLUMNS": "120"})
 
     def _end(self, run: GridRun, outcome: Outcome, *, interrupted: bool) -> None:
+        if outcome.status == 0:
+            tidy(run)  # before the record: what is finished may be taken over
         RunRecord(run).add(outcome.status, outcome.core_seconds, outcome.wall_seconds)
         if outcome.status == 0:
-            tidy(run)
             self._done += 1
             self._finished.add(run.folder)
             said = f"{outcome.wall_seconds:.0f} s, {outcome.core_seconds:.0f} core-seconds"

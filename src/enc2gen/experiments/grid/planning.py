@@ -71,9 +71,16 @@ class Planner:
         return list(self.experiment.tasks) or [ONLY_TASK]
 
     def searches(self) -> list[GridRun]:
-        """The runs of the search, with the pretraining that they start from: first seed, largest size."""
+        """The runs of the search, with what they need: first seed, largest size.
+
+        What a variant without a search trains is its own, and a search that trains the same takes it over from there.
+        """
         found: list[GridRun] = []
         size = max(self.experiment.sizes, default=None)
+        for name, variant in self.variants.items():
+            if not points(self.searched(name, variant)):
+                for task in self.tasks:
+                    list(self._runs(name, task, size, self.experiment.seeds[0], (), "task"))
         for name, variant in self.variants.items():
             for settings in points(self.searched(name, variant)):
                 for task in self.tasks:
@@ -84,7 +91,7 @@ class Planner:
                             where=f"{self.experiment.name}: search of {name}",
                             remedy="search a setting that this variant does not replace by its own",
                         )
-        return _once(found)
+        return _once([needed for run in found for needed in _with_needs(run)])
 
     def searched(self, name: str, variant: Variant) -> dict[str, list[Any]]:
         """The settings that are searched for a variant; those of a pretraining that it does not have are left out."""
@@ -295,6 +302,13 @@ def _with_settings(content: Content, settings: Settings) -> Content:
             value = {key: value}
         content = merge(content, value)
     return content
+
+
+def _with_needs(run: GridRun) -> Iterator[GridRun]:
+    """All that a run needs, first what it needs itself; then the run."""
+    for need in run.needs:
+        yield from _with_needs(need)
+    yield run
 
 
 def _once(runs: list[GridRun]) -> list[GridRun]:

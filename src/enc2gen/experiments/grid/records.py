@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import yaml
 
 from enc2gen import __version__
+from enc2gen.data.held_out import REVERSE_SPLIT, read_in_reverse
+from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.prepare import data_files, fingerprint
 from enc2gen.experiments.recipe import digest
@@ -19,6 +22,9 @@ from enc2gen.experiments.workspace import MARKER, Workspace, replace_folder
 from enc2gen.training.checkpoint import write_json
 
 RECORD = "grid.json"
+DEFINITION = "experiment.yaml"
+"""Of an experiment, in its folder."""
+
 RECIPE = "recipe.yaml"
 LOG = "log.txt"
 TRAINING_STAGES = ("prepare", "vocabulary-", "adapt-", "build-", "pretrain-", "finetune-")
@@ -54,7 +60,9 @@ class RunRecord:
         # A model that another run of the grid made has its inputs in `before`.
         model = recipe.systems[system].whole_model if self.run.start is None else None
         names += [model] if model is not None else []
-        return digest([__version__, self.run.stage, system, fingerprint(*names), before])
+        depends = [__version__, self.run.stage, system, fingerprint(*names), before]
+        in_reverse = any(read_in_reverse(dataset.fields) for dataset in recipe.data.datasets)
+        return digest([*depends, REVERSE_SPLIT] if in_reverse else depends)
 
     @property
     def finished(self) -> bool:
@@ -105,26 +113,40 @@ def take_finished(run: GridRun) -> str | None:
     now. Only a run that was never begun is taken over; it has its own recipe, and what the other one cost.
 
     Returns:
-        The name of that experiment's folder; None if there is none.
-
-    Raises:
-        OutputError: the folder cannot be written.
+        The name of that experiment's folder; None if there is none, or its files cannot be had.
     """
     if run.folder.exists():
         return None
-    for other in sorted(run.folder.parents[2].glob(f"*/runs/{run.name}")):
-        twin = replace(run, folder=other)
-        if not RunRecord(twin).finished or _said(twin.folder / RECIPE) != _settings(_given(run)):
-            continue
+    for other in sorted(run.folder.absolute().parents[2].glob(f"*/runs/{run.name}")):
+        experiment = other.parents[1]
+        if (
+            (experiment / DEFINITION).is_file()
+            and RunRecord(replace(run, folder=other)).finished
+            and _said(other / RECIPE) == _settings(_given(run))
+        ):
 
-        def link(folder: Path, other: Path = other) -> None:
-            link_tree(other, folder, leave_out=(".lock", LOG, RECIPE))
-            shutil.copy2(other / LOG, folder / LOG)  # it is written into if the run is ever done again
-            _write_recipe(run, folder)
+            def take(folder: Path, other: Path = other) -> None:
+                _share(other, folder)
+                _write_recipe(run, folder)
 
-        replace_folder(run.folder, link)
-        return other.parents[1].name
+            with suppress(OSError, OutputError):  # then the run is carried out, and says what is wrong
+                replace_folder(run.folder, take)
+                return experiment.name
     return None
+
+
+def _share(source: Path, target: Path) -> None:
+    """Link weights and data, which are only ever replaced; copy what may be written into; no locks and caches."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name in (".lock", "cache", RECIPE):
+            continue
+        if path.is_dir():
+            _share(path, target / path.name)
+        elif path.suffix in (".safetensors", ".parquet"):
+            link_file(path, target / path.name)
+        else:
+            shutil.copy2(path, target / path.name)
 
 
 def _given(run: GridRun) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from enc2gen.experiments.grid.engines import RUNNERS
 from enc2gen.experiments.grid.execution import Execution, Failure
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.planning import Planner, Settings
-from enc2gen.experiments.grid.records import RunRecord
+from enc2gen.experiments.grid.records import DEFINITION, RunRecord
 from enc2gen.experiments.grid.report import REPORT_FILES, write_report
 from enc2gen.experiments.grid.results import collect
 from enc2gen.experiments.grid.searching import choose, first_values
@@ -25,7 +25,6 @@ from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace, refuse_foreign
 from enc2gen.training.runtime import locked_folder
 
-DEFINITION = "experiment.yaml"
 RESULTS = "results.json"
 
 
@@ -118,15 +117,14 @@ class ExperimentRun:
         return write_report(results, self.folder)
 
     def _keep_earlier(self, results: Mapping[str, Any]) -> None:
-        """Move results and report that hold what the new ones will not (another scale, other cells) to `earlier/`."""
+        """Move results and report that hold what the new ones will not (other runs or reference) to `earlier/`."""
         path = self.folder / RESULTS
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            held = {(cell, seed) for cell, place in before["grid"].items() for seed in place["runs"]}
+            held, reference = _held(before), before["experiment"]["reference"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # none, or not whole
-        now = {(cell, seed) for cell, place in results["grid"].items() for seed in place["runs"]}
-        if before.get("scale") == results["scale"] and held <= now:
+        if reference == results["experiment"]["reference"] and held <= _held(results):
             return
         name = "-".join(filter(None, (before.get("scale"), digest(before)[:8])))
         target = self.folder / "earlier" / name
@@ -136,6 +134,15 @@ class ExperimentRun:
                 if (self.folder / file).exists():
                     (self.folder / file).replace(target / file)
         self.log(f"the earlier report is of other runs, and is kept: {target}")
+
+
+def _held(results: Mapping[str, Any]) -> set[tuple[Any, ...]]:
+    """Scale, cell, seed and folder of the runs that results are made of."""
+    return {
+        (results["scale"], cell, seed, Path(folder).name)
+        for cell, place in results["grid"].items()
+        for seed, folder in place["runs"].items()
+    }
 
 
 def resolved(experiment: Experiment) -> dict[str, Any]:

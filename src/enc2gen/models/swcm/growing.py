@@ -59,8 +59,8 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
             _transfer(model, loaded, fresh_rows)
         if device.type != "meta" and options.fresh_output == "zero":
             silence_fresh_sublayers(model.decoder, decoder_sources(config))
-        scaled = _settle_top_norm(model, options) if device.type != "meta" else {}
     cast(Any, model).to(dtype=loaded.dtype)
+    scaled = _settle_top_norm(model, options) if device.type != "meta" else {}
     model.tie_weights()
     model.tokenizer = tokenizer
     model.init_report = account(model, _name(encoder), fresh_rows, scaled)
@@ -243,12 +243,14 @@ def _settle_top_norm(model: SwcmForConditionalGeneration, options: GrowthOptions
     """Widen the norm below the LM head, or warn of a narrow one; names of what was scaled, and the factor."""
     norm = top_norm(model.decoder)
     size = typical_gain(norm)
+    # In pre-norm order the encoder's last norm is on top, whatever layer is below.
+    grown = cast(SwcmConfig, model.config).plan[-1].kind == "custom" and model.decoder.final_norm is None
+    other = ", or have a normal layer on top, with insert_every a divisor of the number of grown layers" * grown
     if options.top_norm == "copied":
         if size < NARROW:
             warnings.warn(
-                f"the norm below the LM head has the encoder's gains, about {size:.2f}, so that the decoder learns to "
-                "choose words slowly (docs/results/normal-layers.md): have a normal layer on top, with insert_every a "
-                "divisor of the number of grown layers, or top_norm='unit'",
+                f"the norm below the LM head has gains of about {size:.2f}, after the encoder's, so that the decoder "
+                f"learns to choose words slowly (docs/results/normal-layers.md): use top_norm='unit'{other}",
                 stacklevel=4,
             )
         return {}
@@ -257,7 +259,7 @@ def _settle_top_norm(model: SwcmForConditionalGeneration, options: GrowthOptions
         raise ConfigError(
             "top_norm='unit' would scale the encoder's own norm, which is tied to the decoder's",
             where="top_norm",
-            remedy="use sharing='copy', or a normal layer on top",
+            remedy=f"use sharing='copy'{other}",
         )
     for parameter in norm.parameters():
         parameter.mul_(1 / size)

@@ -1,0 +1,52 @@
+"""What is held out stays unseen, whichever way pairs are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from enc2gen.data.tasks import Example
+
+REVERSE_SPLIT = "by the file's source field"
+"""How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
+
+
+def read_in_reverse(fields: Mapping[str, Any]) -> bool:
+    """Whether a task's mapping reads pairs from target to source, alone or too."""
+    return bool(fields.get("directions", "forward") != "forward")
+
+
+def reading(example: Example) -> tuple[str, str | None, str]:
+    """What a model is given: the source, its language, and the language to write."""
+    return example.source, example.source_language, example.target_language
+
+
+def unseen(
+    read: Callable[[], Iterable[tuple[str, Example]]], fields: Mapping[str, Any], tell: Callable[[int], None]
+) -> Iterator[tuple[str, Example]]:
+    """Examples with their split ("train", "dev" or "test"), without those whose source another split holds out.
+
+    Pairs that are read in reverse are split by the text that they write, of which one source may have several: training
+    examples are left out if their source is in dev or test, dev examples if it is in test. Pairs that are read forwards
+    alone are split by their source, and pass unread.
+
+    Args:
+        read: reads the examples from the start; called twice for pairs that are read in reverse.
+        fields: the task's mapping.
+        tell: told how many were left out, if any.
+    """
+    if not read_in_reverse(fields):
+        yield from read()
+        return
+    places: dict[tuple[str, str | None, str], str] = {}
+    for split, example in read():
+        if split == "test" or (split == "dev" and places.get(reading(example)) != "test"):
+            places[reading(example)] = split
+    left_out = 0
+    for split, example in read():
+        if places.get(reading(example), split) == split:
+            yield split, example
+        else:
+            left_out += 1
+    if left_out:
+        tell(left_out)
