@@ -228,7 +228,7 @@ def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace
     pairs: dict[str, list[TextPair]] = {split: [] for split in SPLITS}
     for data in stage.data:
         found = (
-            _parallel(data)
+            parallel_pairs(data)
             if isinstance(data, PairsSection)
             else _code_switched(data, recipe, workspace)
             if isinstance(data, CodeSwitchedSection)
@@ -243,7 +243,7 @@ def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace
     return pairs
 
 
-def _parallel(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
+def parallel_pairs(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
     """Pairs with their split, which is a hash of the group of the pair: both directions lie on one side."""
     task = build_task(data.task, data.fields)
     kept: Counter[str] = Counter()
