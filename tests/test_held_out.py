@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from enc2gen.data.held_out import reading, unseen
 from enc2gen.data.tasks import Example
-from enc2gen.experiments.bridge.prepare import parallel_pairs
+from enc2gen.experiments.bridge.prepare import data_key, parallel_pairs
 from enc2gen.experiments.bridge.recipe import PairsSection
 
 
@@ -28,8 +30,8 @@ def read() -> Iterator[tuple[str, Example]]:
 
 
 def test_no_split_has_a_source_that_another_holds_out() -> None:
-    told: list[int] = []
-    kept = list(unseen(read, {"directions": "reverse"}, told.append))
+    told: list[str] = []
+    kept = list(unseen(read, {"directions": "reverse"}, where="pairs.tsv", log=told.append))
     assert [(split, example.target) for split, example in kept] == [
         ("dev", "hound"),
         ("test", "cat"),
@@ -38,8 +40,8 @@ def test_no_split_has_a_source_that_another_holds_out() -> None:
         ("test", "horse"),
         ("train", "chat"),  # into another language: another thing to learn
     ]
-    assert told == [3]
-    assert list(unseen(read, {}, told.append)) == list(read()) and told == [3]
+    assert told == ["pairs.tsv: 3 pairs left out, whose source is held out with another translation"]
+    assert list(unseen(read, {}, where="pairs.tsv", log=told.append)) == list(read()) and len(told) == 1
 
 
 def test_pairs_of_bridges_hold_out_what_they_read(tmp_path: Path) -> None:
@@ -52,10 +54,22 @@ def test_pairs_of_bridges_hold_out_what_they_read(tmp_path: Path) -> None:
     }  # fmt: skip
     section = PairsSection(source="pairs", path=str(path), fields=fields, test_percent=20)
     sources: dict[str, set[str]] = {"train": set(), "dev": set(), "test": set()}
-    for split, pair in parallel_pairs(section):
+    told: list[str] = []
+    for split, pair in parallel_pairs(section, told.append):
         sources[split].add(pair.source)
+    assert len(told) == 1 and told[0].startswith(str(path)) and "pairs left out" in told[0]
     assert all(len(found) > 3 for found in sources.values())
     assert not sources["train"] & (sources["dev"] | sources["test"]) and not sources["dev"] & sources["test"]
+
+
+def test_pairs_of_bridges_that_are_prepared_forwards_are_kept_as_they_are() -> None:
+    def key(**fields: str) -> dict[str, Any]:
+        both = {"source": "en", "target": "kk", "source_language": "en", "target_language": "kk"}
+        section = PairsSection(source="pairs", path="pairs.tsv", fields=both | fields)
+        return data_key(SimpleNamespace(task=None, seeds=[0], stages=[SimpleNamespace(name="one", data=[section])]))
+
+    assert "reverse_split" not in key() and "reverse_split" not in key(directions="forward")
+    assert key(directions="reverse")["reverse_split"] == key(directions="both")["reverse_split"]
 
 
 def test_what_is_read_is_source_and_both_languages() -> None:

@@ -11,9 +11,9 @@ REVERSE_SPLIT = "by the file's source field"
 """How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
 
 
-def read_in_reverse(fields: Mapping[str, Any]) -> bool:
-    """Whether a task's mapping reads pairs from target to source, alone or too."""
-    return bool(fields.get("directions", "forward") != "forward")
+def how_split(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What identifies the split of pairs that tasks' mappings read in reverse; empty if all are read forwards alone."""
+    return [REVERSE_SPLIT] if any(map(_read_in_reverse, mappings)) else []
 
 
 def reading(example: Example) -> tuple[str, str | None, str]:
@@ -22,7 +22,11 @@ def reading(example: Example) -> tuple[str, str | None, str]:
 
 
 def unseen(
-    read: Callable[[], Iterable[tuple[str, Example]]], fields: Mapping[str, Any], tell: Callable[[int], None]
+    read: Callable[[], Iterable[tuple[str, Example]]],
+    fields: Mapping[str, Any],
+    *,
+    where: str,
+    log: Callable[[str], None],
 ) -> Iterator[tuple[str, Example]]:
     """Examples with their split ("train", "dev" or "test"), without those whose source another split holds out.
 
@@ -33,9 +37,10 @@ def unseen(
     Args:
         read: reads the examples from the start; called twice for pairs that are read in reverse.
         fields: the task's mapping.
-        tell: told how many were left out, if any.
+        where: what is read, for the log.
+        log: told how many were left out, if any.
     """
-    if not read_in_reverse(fields):
+    if not _read_in_reverse(fields):
         yield from read()
         return
     places: dict[tuple[str, str | None, str], str] = {}
@@ -49,4 +54,9 @@ def unseen(
         else:
             left_out += 1
     if left_out:
-        tell(left_out)
+        log(f"{where}: {left_out:,} pairs left out, whose source is held out with another translation")
+
+
+def _read_in_reverse(fields: Mapping[str, Any]) -> bool:
+    """Whether a task's mapping reads pairs from target to source, alone or too."""
+    return bool(fields.get("directions", "forward") != "forward")

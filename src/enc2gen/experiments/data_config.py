@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from enc2gen.data.held_out import REVERSE_SPLIT, read_in_reverse
+from enc2gen.data.held_out import how_split
 from enc2gen.experiments.recipe_fields import Section, check_task
 
 StageName = Literal["pretrain", "finetune"]
@@ -98,8 +98,8 @@ class DataConfig(Section):
             for name in ("train_limit", "dev_limit", "dev_split", "test_split"):
                 if dataset[name] == DatasetConfig.model_fields[name].default:
                     del dataset[name]
-            if read_in_reverse(dataset["fields"]):
-                dataset["reverse_split"] = REVERSE_SPLIT
+            for split in how_split([dataset["fields"]]):
+                dataset["reverse_split"] = split
         for corpus in content["monolingual"]:
             if not corpus["test_percent"]:
                 del corpus["test_percent"]

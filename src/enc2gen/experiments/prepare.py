@@ -199,11 +199,7 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
 
 def _held_apart(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
     """Examples with their split, none with a source that a split held out from it has."""
-
-    def tell(count: int) -> None:
-        log(f"{dataset.path}: {count:,} pairs left out, whose source is held out with another translation")
-
-    return unseen(partial(_split_examples, dataset, recipe), dataset.fields, tell)
+    return unseen(partial(_split_examples, dataset, recipe), dataset.fields, where=dataset.path, log=log)
 
 
 def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Example]]:

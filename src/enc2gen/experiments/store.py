@@ -65,20 +65,25 @@ class Store:
             replace_folder(entry, lambda folder: link_tree(target, folder, leave_out=NOT_SHARED))
 
 
-def link_tree(source: Path, target: Path, *, leave_out: Collection[str] = ()) -> None:
+def link_tree(
+    source: Path, target: Path, *, leave_out: Collection[str] = (), suffixes: Collection[str] | None = None
+) -> None:
     """Have the files of folder `source` in `target`, too, as hard links; copies where the file system has none.
 
     Args:
-        leave_out: names of files and folders that are not linked.
+        leave_out: names of files and folders that `target` does not get.
+        suffixes: link files that end so, and copy the others; None: link all.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.name in leave_out:
             continue
         if path.is_dir():
-            link_tree(path, target / path.name, leave_out=leave_out)
-        else:
+            link_tree(path, target / path.name, leave_out=leave_out, suffixes=suffixes)
+        elif suffixes is None or path.suffix in suffixes:
             link_file(path, target / path.name)
+        else:
+            shutil.copy2(path, target / path.name)
 
 
 def link_file(source: Path, target: Path) -> None:

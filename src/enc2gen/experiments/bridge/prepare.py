@@ -23,7 +23,7 @@ from enc2gen.data.classification import (
     label_names,
 )
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
-from enc2gen.data.held_out import unseen
+from enc2gen.data.held_out import how_split, unseen
 from enc2gen.data.language_files import own_splits
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.errors import ConfigError, DataError
@@ -99,9 +99,13 @@ def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
         if isinstance(data, CodeSwitchedSection)
         for tag in data.languages
     ]
+    in_reverse = how_split(
+        data.fields for stage in recipe.stages for data in stage.data if isinstance(data, PairsSection)
+    )
     return {
         "version": __version__,
         "seed": recipe.seeds[0],
+        **({"reverse_split": in_reverse} if in_reverse else {}),
         "task": task.model_dump(mode="json") if task else None,
         "stages": {stage.name: [data.model_dump(mode="json") for data in stage.data] for stage in recipe.stages},
         "files": fingerprint(
@@ -137,7 +141,7 @@ def prepare(recipe: BridgeRecipe, workspace: Workspace, log: Log) -> None:
         summary |= _prepare_task(recipe.task, workspace)
         log("task: " + ", ".join(f"{split} {count:,}" for split, count in summary["counts"].items()))
     for stage in recipe.stages:
-        pairs = _stage_pairs(stage, recipe, workspace)
+        pairs = _stage_pairs(stage, recipe, workspace, log)
         for split in SPLITS:
             _write(workspace.data / "stages" / stage.name / f"{split}.jsonl", map(asdict, pairs[split]))
         counts = {split: dict(Counter(pair.group for pair in pairs[split])) for split in SPLITS}
@@ -223,12 +227,14 @@ def _trained_language(task: ClassificationTask, section: TaskSection, language: 
     return found
 
 
-def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace) -> dict[str, list[TextPair]]:
+def _stage_pairs(
+    stage: StageSection, recipe: BridgeRecipe, workspace: Workspace, log: Log
+) -> dict[str, list[TextPair]]:
     """Pairs of a stage by split; empty for a stage that trains on the task alone."""
     pairs: dict[str, list[TextPair]] = {split: [] for split in SPLITS}
     for data in stage.data:
         found = (
-            parallel_pairs(data)
+            parallel_pairs(data, log)
             if isinstance(data, PairsSection)
             else _code_switched(data, recipe, workspace)
             if isinstance(data, CodeSwitchedSection)
@@ -243,7 +249,7 @@ def _stage_pairs(stage: StageSection, recipe: BridgeRecipe, workspace: Workspace
     return pairs
 
 
-def parallel_pairs(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
+def parallel_pairs(data: PairsSection, log: Log) -> Iterator[tuple[str, TextPair]]:
     """Pairs with their split, which is a hash of the group of the pair: both directions lie on one side."""
     task = build_task(data.task, data.fields)
     kept: Counter[str] = Counter()
@@ -252,7 +258,7 @@ def parallel_pairs(data: PairsSection) -> Iterator[tuple[str, TextPair]]:
         for example in task.examples(read_records(data.path, split=data.split), where=data.path):
             yield split_of(example.group, dev_percent=data.dev_percent, test_percent=data.test_percent), example
 
-    for split, example in unseen(read, data.fields, lambda _: None):
+    for split, example in unseen(read, data.fields, where=data.path, log=log):
         wanted = data.test_languages if split == "test" else data.languages
         if wanted is not None and example.source_language not in wanted:
             continue

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from enc2gen import __version__
-from enc2gen.data.held_out import REVERSE_SPLIT, read_in_reverse
+from enc2gen.data.held_out import how_split
 from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.prepare import data_files, fingerprint
@@ -61,8 +61,7 @@ class RunRecord:
         model = recipe.systems[system].whole_model if self.run.start is None else None
         names += [model] if model is not None else []
         depends = [__version__, self.run.stage, system, fingerprint(*names), before]
-        in_reverse = any(read_in_reverse(dataset.fields) for dataset in recipe.data.datasets)
-        return digest([*depends, REVERSE_SPLIT] if in_reverse else depends)
+        return digest([*depends, *how_split(dataset.fields for dataset in recipe.data.datasets)])
 
     @property
     def finished(self) -> bool:
@@ -126,27 +125,15 @@ def take_finished(run: GridRun) -> str | None:
         ):
 
             def take(folder: Path, other: Path = other) -> None:
-                _share(other, folder)
+                # Weights and data are only ever replaced, and can be links; what may be written into is copied.
+                links = (".safetensors", ".parquet")
+                link_tree(other, folder, leave_out=(".lock", "cache", RECIPE), suffixes=links)
                 _write_recipe(run, folder)
 
             with suppress(OSError, OutputError):  # then the run is carried out, and says what is wrong
                 replace_folder(run.folder, take)
                 return experiment.name
     return None
-
-
-def _share(source: Path, target: Path) -> None:
-    """Link weights and data, which are only ever replaced; copy what may be written into; no locks and caches."""
-    target.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.name in (".lock", "cache", RECIPE):
-            continue
-        if path.is_dir():
-            _share(path, target / path.name)
-        elif path.suffix in (".safetensors", ".parquet"):
-            link_file(path, target / path.name)
-        else:
-            shutil.copy2(path, target / path.name)
 
 
 def _given(run: GridRun) -> dict[str, Any]:
