@@ -180,6 +180,21 @@ def test_ray_gives_the_same(tmp_path: Path) -> None:
     assert _files(tmp_path / "ray") == _files(tmp_path / "local")
 
 
+def test_a_cluster_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="the extra enc2gen[ray] is not installed")
+    corpus, evaluation, _, _ = _planted(tmp_path)
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.1:6379\nand how it came about")
+
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ConfigError, match="Failed to connect") as caught:
+        prepare_corpus([str(corpus)], tmp_path / "out", _planted_config(evaluation), engine="ray")
+    assert "RAY_ADDRESS=192.0.2.1:6379" in str(caught.value) and "came about" not in str(caught.value)
+    assert "RAY_AUTH_MODE" in str(caught.value)
+
+
 def test_a_stopped_run_never_looks_complete_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus, evaluation, _, _ = _planted(tmp_path)
     config = _planted_config(evaluation)

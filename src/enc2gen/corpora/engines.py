@@ -121,15 +121,24 @@ def ray_session(workers: int | None = None) -> Iterator[Any]:
         workers: cores of a local cluster; all by default.
 
     Raises:
-        ConfigError: ray is not installed.
+        ConfigError: ray is not installed, or the cluster cannot be reached.
     """
     ray = _import_ray()
     started = not ray.is_initialized()
     if started:
         # RAY_ADDRESS may name a cluster, which brings its own number of cores.
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers, "include_dashboard": False}
-        with _light_imports():
-            ray.init(log_to_driver=False, **local)
+        address = os.environ.get("RAY_ADDRESS")
+        local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        try:
+            with _light_imports():
+                ray.init(log_to_driver=False, **local)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            raise ConfigError(
+                f"no connection to the Ray cluster: {str(error).partition(chr(10))[0]}",
+                where=f"RAY_ADDRESS={address}" if address else "engine",
+                remedy="`ray status` must find it from here (a cluster with tokens: RAY_AUTH_MODE=token); without "
+                "RAY_ADDRESS, the cores of this machine are used",
+            ) from error
     try:
         yield ray
     finally:
