@@ -250,12 +250,23 @@ def test_the_main_table_has_controls_floors_and_costs(tmp_path: Path) -> None:
 
 
 def test_published_figures_stay_in_a_column_of_their_own(tmp_path: Path) -> None:
-    published = {"metric": "ROUGE-L", "note": "Tibetan.", "values": {"full": {"task": 25.7, "reading": 16.4}}}
+    published = {
+        "metric": "ROUGE-L",
+        "note": "Tibetan.",
+        "values": {"full": {"task": 25.7, "reading": 16.4}, "none": {"task kk": 5.6, "task ug": 12.5}},
+        "others": {"mBART": {"reading": 7.9}},
+    }
     results = some_results(tmp_path, published=published)
     main = table(results, "Kazakh")
-    assert [row[-1] for row in main["rows"]] == ["25.7", "–", "–", "–"] and main["header"][-1] == "paper (ROUGE-L)"
+    assert [row[-1] for row in main["rows"]] == ["25.7", "5.6", "–", "–"] and main["header"][-1] == "paper (ROUGE-L)"
     paper = table(results, "The paper's figures")
-    assert paper["rows"] == [["full", "25.7", "16.4"]] and "arXiv 2502.10852" in paper["note"]
+    assert paper["header"] == ["system", "task", "reading", "task kk", "task ug"]
+    assert paper["rows"] == [
+        ["full", "25.7", "16.4", "–", "–"],
+        ["none", "–", "–", "5.6", "12.5"],
+        ["mBART", "–", "7.9", "–", "–"],
+    ]
+    assert "arXiv 2502.10852" in paper["note"]
     assert "25.7" not in json.dumps(results["cells"]) and "25.7" not in json.dumps(results["paired"])
 
 

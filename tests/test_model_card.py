@@ -93,6 +93,12 @@ def test_the_card_has_data_with_counts_and_licence_notes(tmp_path: Path) -> None
     for corpus in (*licensed["datasets"], *licensed["monolingual"]):
         corpus["licence"] = "CC0"
     assert "licence on record" not in a_card(tmp_path / "two", data=licensed)
+    fields = {"source_language_field": "source_language", "target_language_field": "target_language"}
+    built_in = licensed | {"datasets": [{"path": "builtin:localisation?languages={languages}", "fields": fields}]}
+    card = a_card(tmp_path / "three", data=built_in)
+    assert "Unicode License v3" in card and "LGPL-2.1" in card and "licence on record" not in card
+    built_in["datasets"][0]["licence"] = "mine"
+    assert "Unicode License v3" not in a_card(tmp_path / "four", data=built_in)
 
 
 def test_the_card_has_scores_with_intervals_signatures_and_floors(tmp_path: Path) -> None:

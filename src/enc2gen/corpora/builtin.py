@@ -198,6 +198,13 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")
 
 
+BUILTIN_LICENCE = (
+    "texts of installed packages: Unicode CLDR in Babel (Unicode License v3), names of ISO standards in pycountry "
+    "(LGPL-2.1), messages of Django (BSD 3-Clause)"
+)
+"""Of the texts, for model cards."""
+
+
 def package_versions() -> dict[str, str]:
     """Versions of the packages that hold the texts; those that are not installed are left out."""
     installed = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is not None]

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from enc2gen.corpora.builtin import BUILTIN_LICENCE
 from enc2gen.corpora.languages import base_language, language_name
 from enc2gen.corpora.readers import source_sides
 from enc2gen.experiments import findings
@@ -256,9 +257,14 @@ def _corpus_rows(recipe: Recipe, where: str) -> list[list[str]]:
             ("plain text", ("pretrain",)) if isinstance(corpus, MonolingualConfig) else (corpus.task, corpus.stages)
         )
         stages = adapted + [stage for stage in had if stage in reads]
-        path, licence = f"`{_shown(corpus.path, recipe)}`", corpus.licence or NO_LICENCE
+        path, licence = f"`{_shown(corpus.path, recipe)}`", _licence(corpus) or NO_LICENCE
         rows.append([path, task, (", ".join(stages) or "not trained on") + where, licence])
     return rows
+
+
+def _licence(corpus: DatasetConfig | MonolingualConfig) -> str:
+    """What is known of a corpus's licence; empty if nothing is."""
+    return corpus.licence or (BUILTIN_LICENCE if corpus.path.startswith("builtin:") else "")
 
 
 def _loss(value: float | None) -> str:
@@ -351,7 +357,7 @@ def _limits(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     if unsure:
         names = ", ".join(language_name(tag) for tag in unsure)
         lines.append(f"In {names} it is not shown to use its source at all: do not rely on what it writes there.")
-    missing = [corpus.path for corpus in _corpora(recipe) if not corpus.licence]
+    missing = [corpus.path for corpus in _corpora(recipe) if not _licence(corpus)]
     if missing:
         lines.append("Not every corpus above has a licence on record; its terms may restrict the use of this model.")
     lines.append("The encoder's own licence holds for this model, too.")

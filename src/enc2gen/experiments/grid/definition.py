@@ -43,7 +43,12 @@ class Published(Section):
 
     metric: str = Field(description="that the figures are in")
     note: str = Field(default="", description="what is different about them")
-    values: dict[str, dict[str, float]] = Field(description="variant -> task (or any name) -> figure")
+    values: dict[str, dict[str, float]] = Field(
+        description="variant -> task, or task and language (`few-shot kk`), or any name -> figure"
+    )
+    others: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="the same of systems that are not among the variants"
+    )
 
 
 class Experiment(Section):

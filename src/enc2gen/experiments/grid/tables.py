@@ -102,7 +102,7 @@ def _main(results: Mapping[str, Any], cells: Mapping[str, str], task: str, tag: 
     name = METRIC_LABELS.get(metric, metric)
     header = ["system", name, f"minus {label(results, reference)}", "p", "single seeds", "gain from the true source"]
     header += ["permuted chrF++", "distinct outputs", "uses its source", "sentences", "seeds", "tokens", "core time"]
-    paper = _paper_column(results, task)
+    paper = _paper_column(results, task, tag)
     header += [paper[0]] if paper else []
     rows = []
     for variant, cell in cells.items():
@@ -152,11 +152,16 @@ def _reading(control: Mapping[str, Any]) -> str:
     return f"{shown} of {of_seeds} seeds"
 
 
-def _paper_column(results: Mapping[str, Any], task: str) -> tuple[str, dict[str, str]] | None:
-    """Header and figure of each variant, if the paper has one of this task."""
+def _paper_column(results: Mapping[str, Any], task: str, tag: str) -> tuple[str, dict[str, str]] | None:
+    """Header and figure of each variant, if the paper has one of this task, or of this task and language."""
     published = results["published"]
     values = {} if published is None else published["values"]
-    found = {variant: f"{figures[task]:.1f}" for variant, figures in values.items() if task in figures}
+    found = {
+        variant: f"{figures[key]:.1f}"
+        for variant, figures in values.items()
+        for key in (task, f"{task} {tag}")
+        if key in figures
+    }
     return (f"paper ({published['metric']})", found) if published is not None and found else None
 
 
@@ -292,10 +297,11 @@ def _joined(settings: str, chosen: Mapping[str, Any]) -> str:
 
 def _published(results: Mapping[str, Any]) -> Table:
     published = results["published"]
-    tasks = list(dict.fromkeys(task for figures in published["values"].values() for task in figures))
+    systems = published["values"] | published.get("others", {})
+    tasks = list(dict.fromkeys(task for figures in systems.values() for task in figures))
     rows = [
         [label(results, variant), *(f"{figures[task]:.1f}" if task in figures else NOTHING for task in tasks)]
-        for variant, figures in published["values"].items()
+        for variant, figures in systems.items()
     ]
     source = results["experiment"].get("source")
     note = (
