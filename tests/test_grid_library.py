@@ -119,3 +119,18 @@ def test_every_shipped_experiment_is_on_the_page() -> None:
     for name, content in shipped().items():
         row = f"| `{name}` | {content['question']} |"
         assert row in page, row
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
+def test_the_pages_example_with_pretrained_models_plans(tmp_path: Path, scale: str) -> None:
+    """Models with their own vocabulary start from no pretraining run, and search what is left: fine-tuning's rate."""
+    page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
+    (block,) = (part for part in page.split("```yaml\n") if part.startswith("extends: main-comparison"))
+    path = tmp_path / "own.yaml"
+    path.write_text(block.partition("```")[0], encoding="utf-8")
+    experiment, _ = load_experiment(str(path), scale=scale)
+    planner = Planner(experiment, Path("out"), Path("corpora"))
+    planner.searches()
+    runs = [run for run in planner.runs(first_values(planner)) if run.variant in ("mt5", "mbart", "nllb")]
+    assert {run.variant for run in runs if run.kind == "task"} == {"mt5", "mbart", "nllb"}
+    assert {run.stage for run in runs if run.kind == "pretrain"} == {"build"}
