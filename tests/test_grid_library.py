@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from enc2gen.errors import ConfigError
 from enc2gen.experiments.grid.definition import Experiment, load_experiment, shipped
 from enc2gen.experiments.grid.planning import Planner
 from enc2gen.experiments.grid.searching import first_values
+from enc2gen.experiments.report_tables import signed, with_interval
 
 EVERY = [(name, scale) for name, content in shipped().items() for scale in content.get("scales", {})]
 
@@ -134,3 +136,25 @@ def test_the_pages_example_with_pretrained_models_plans(tmp_path: Path, scale: s
     runs = [run for run in planner.runs(first_values(planner)) if run.variant in ("mt5", "mbart", "nllb")]
     assert {run.variant for run in runs if run.kind == "task"} == {"mt5", "mbart", "nllb"}
     assert {run.stage for run in runs if run.kind == "pretrain"} == {"build"}
+
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "data").glob("*.json")), ids=lambda path: path.stem)
+def test_a_results_page_has_the_figures_of_its_file_which_can_be_done_again(path: Path) -> None:
+    results = json.loads(path.read_text(encoding="utf-8"))
+    page = (RESULTS / f"{path.stem}.md").read_text(encoding="utf-8")
+    for languages in results["cells"].values():
+        for scores in languages.values():
+            assert with_interval(scores[results["headline"]]) in page
+    for languages in results["paired"].values():
+        for pair in languages.values():
+            assert signed(pair) in page
+    experiment, _ = load_experiment(str(path))
+    planner = Planner(experiment, Path("out"))
+    planner.searches()
+    done = {Path(folder).name for place in results["grid"].values() for folder in place["runs"].values()}
+    chosen = {name: tuple(found["chosen"].items()) for name, found in results["search"].items()}
+    planned = {run.name for run in planner.runs(chosen)}
+    assert done <= planned, "the same runs, by the hash of their settings"
