@@ -75,6 +75,15 @@ def test_a_folder_stands_for_the_settings_and_nothing_else(tmp_path: Path) -> No
     assert [old == new for old, new in zip(names, other_task, strict=True)] == [True, False, True, False]
 
 
+def test_a_note_on_a_licence_leaves_all_runs_as_they_are(tmp_path: Path) -> None:
+    content = definition(ENCODER)
+    before = [run.name for run in runs(tmp_path)]
+    recipe = content["recipe"]
+    recipe["data"]["datasets"][0]["licence"] = "CC0"
+    after = runs(tmp_path, recipe=recipe)
+    assert [run.name for run in after] == before and after[0].recipe.data.datasets[0].licence == "CC0"
+
+
 def test_factors_multiply_and_their_levels_may_be_called_on_and_off(tmp_path: Path) -> None:
     changes = {
         "variants": {},

@@ -180,12 +180,15 @@ def test_ray_gives_the_same(tmp_path: Path) -> None:
     assert _files(tmp_path / "ray") == _files(tmp_path / "local")
 
 
-def test_a_cluster_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ConnectionError, RuntimeError, ValueError])
+def test_a_cluster_that_cannot_be_reached_is_named(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray", reason="the extra enc2gen[ray] is not installed")
     corpus, evaluation, _, _ = _planted(tmp_path)
 
     def refuse(**_: object) -> None:
-        raise ConnectionError("Failed to connect to Ray cluster at 192.0.2.1:6379\nand how it came about")
+        raise kind("Failed to connect to Ray cluster at 192.0.2.1:6379\nand how it came about")
 
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     monkeypatch.setattr(ray, "init", refuse)

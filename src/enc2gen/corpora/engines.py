@@ -128,14 +128,14 @@ def ray_session(workers: int | None = None) -> Iterator[Any]:
     if started:
         # RAY_ADDRESS may name a cluster, which brings its own number of cores.
         address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+        local = {} if address else {"address": "local", "num_cpus": workers, "include_dashboard": False}
         try:
             with _light_imports():
                 ray.init(log_to_driver=False, **local)
-        except (ConnectionError, ray.exceptions.RayError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConfigError(
                 f"no connection to the Ray cluster: {str(error).partition(chr(10))[0]}",
-                where=f"RAY_ADDRESS={address}" if address else "engine",
+                where=f"RAY_ADDRESS={address}" if address else "engine ray",
                 remedy="`ray status` must find it from here (a cluster with tokens: RAY_AUTH_MODE=token); without "
                 "RAY_ADDRESS, the cores of this machine are used",
             ) from error

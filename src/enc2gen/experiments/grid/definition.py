@@ -50,6 +50,12 @@ class Published(Section):
         default_factory=dict, description="the same of systems that are not among the variants"
     )
 
+    @model_validator(mode="after")
+    def _each_once(self) -> Published:
+        if both := sorted(set(self.values) & set(self.others)):
+            raise ValueError(f"in both values and others: {', '.join(both)}")
+        return self
+
 
 class Experiment(Section):
     """A question, and the grid of runs that answers it."""

@@ -204,6 +204,8 @@ class Planner:
         recipe = self._recipe(content, "run", "system", content["seed"], where)
         said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "output", "description"})
         said.pop("evaluate", None)
+        for corpus in (*said["data"]["datasets"], *said["data"].get("monolingual", ())):
+            corpus.pop("licence", None)
         kept = ("preset", "options", "start", "trainer")
         system = {key: value for key, value in said.pop("systems")["system"].items() if key in kept}
         said["encoder"] = recipe.encoder_of("system").model_dump(mode="json", exclude_defaults=True)
