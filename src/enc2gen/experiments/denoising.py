@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 
 
 def held_out_texts(recipe: Recipe, workspace: Workspace) -> dict[str, list[Row]]:
-    """Rows with `text` and `language` that no stage of the run trains on, by language; at most `evaluate.limit` of each.
+    """Rows with `text` and `language` that no stage of the run trains on, at most `evaluate.limit` a language.
 
     Plain texts that `test_percent` holds out and, with `denoise_targets`, the targets of the split that is evaluated;
     but none that also occurs among the training texts or targets, as short texts do.
