@@ -319,9 +319,11 @@ def test_held_out_denoising_is_a_ratio_of_sums_over_seeds(tmp_path: Path) -> Non
 def test_the_report_needs_results_json_only_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     results = some_results(tmp_path, question="Does <b>sharing</b> & co help?")
     results["grid"]["none"]["label"] = "<script>alert(1)</script> $x|y$"
+    results["experiment"]["description"] = "All but `full` & `<none>`."
     shutil.rmtree(tmp_path / "runs")
     path = write_report(results, tmp_path)
     page, text = path.read_text(), (tmp_path / "report.md").read_text()
+    assert "All but <code>full</code> &amp; <code>&lt;none&gt;</code>." in page
     assert "<script" not in page and "Does &lt;b&gt;sharing" in page and page.count("<svg") == 2
     loaded = re.findall(r"""(?:src|href)=["']([^"'#][^"']*)|url\(([^)#]+)""", page)
     assert not loaded, "nothing is loaded from elsewhere"

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from enc2gen.errors import OutputError
 
 
 def html_environment(package: str) -> Environment:
-    """Templates in `templates/` of `package`: everything is escaped, and an unknown name is an error."""
-    return Environment(
+    """Templates in `templates/` of `package`: everything is escaped, and an unknown name is an error.
+
+    The filter `with_code` sets what stands between backticks as code.
+    """
+    environment = Environment(
         loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = _with_code
+    return environment
+
+
+def _with_code(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 @contextmanager
