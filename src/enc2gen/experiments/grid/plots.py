@@ -17,7 +17,8 @@ from enc2gen.experiments.curves import COLOURS, DASHES
 from enc2gen.experiments.findings import METRIC_LABELS
 
 _STYLE: Any = {"font.size": 10, "axes.titlesize": 11, "text.parse_math": False, "font.family": ["DejaVu Sans"]}
-_FLOOR_LABELS = {"copy_source": "copied source", "best_constant": "best constant string"}
+_FLOORS = {"copy_source": ("copied source", ":"), "best_constant": ("best constant string", "--")}
+_GREY = "#777777"
 _MOST_COLUMNS = 4
 
 
@@ -27,7 +28,7 @@ def draw_all(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure]]:
     if results["cells"]:
         caption = (
             f"{metric} with 95 % intervals; small dots: single seeds. Filled: the interval of the paired difference to "
-            f"{label(results, results['experiment']['reference'])} excludes zero. Dotted: systems without a model."
+            f"{label(results, results['experiment']['reference'])} excludes zero. Grey lines: systems without a model."
             + (" Each task with its largest number of training examples." if len(sizes(results)) > 1 else "")
         )
         yield "scores", caption, draw_scores(results)
@@ -103,7 +104,13 @@ def draw_scores(results: Mapping[str, Any]) -> Figure:
         for axis in axes:
             axis.set_yticks(range(len(named)), [label(results, name) for name in named])
             axis.set_ylim(len(named) - 0.5, -0.5)
+        floors = {name for task in shown for name in results["floors"].get(task, {})}
+        _legend(figure, [(text, _floor_look(dash)) for name, (text, dash) in _FLOORS.items() if name in floors])
     return figure
+
+
+def _floor_look(dash: str) -> dict[str, Any]:
+    return {"color": _GREY, "linestyle": dash, "linewidth": 1.2, "zorder": 1}
 
 
 def _largest(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -134,14 +141,10 @@ def _forest(
         axis.plot([score["value"]], [row], "o", color=colour, markerfacecolor=face, markersize=7, markeredgewidth=1.6)
         seeds = list(score["seeds"].values())
         if len(seeds) > 1:
-            axis.plot(seeds, [row + 0.24] * len(seeds), ".", color="#777777", markersize=4)
-    for number, (name, by_language) in enumerate(results["floors"].get(task, {}).items()):
+            axis.plot(seeds, [row + 0.24] * len(seeds), ".", color=_GREY, markersize=4)
+    for name, by_language in results["floors"].get(task, {}).items():
         if (floor := (by_language.get(tag) or {}).get(metric)) is not None:
-            axis.axvline(floor["value"], color="#777777", linestyle=(":", "--")[number % 2], linewidth=1.2)
-            axis.annotate(
-                _FLOOR_LABELS.get(name, name), (floor["value"], 1), xycoords=("data", "axes fraction"),
-                xytext=(2, -2), textcoords="offset points", rotation=90, va="top", fontsize=7, color="#777777",
-            )  # fmt: skip
+            axis.axvline(floor["value"], **_floor_look(_FLOORS[name][1]))
 
 
 # Curves
@@ -160,7 +163,7 @@ def draw_curves(results: Mapping[str, Any]) -> Figure:
             axis.set_xlabel("tokens seen")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes[0].set_ylabel("validation loss\n(nats per target token)")
-        _legend(figure, [label(results, name) for name in named])
+        _legend(figure, [(label(results, name), _look(index)) for index, name in enumerate(named)])
     return figure
 
 
@@ -199,7 +202,7 @@ def draw_sizes(results: Mapping[str, Any]) -> Figure:
             axis.set_title(_panel_title(results, task, tag), loc="left", fontweight="bold")
             axis.set_xlabel("training examples")
         axes[0].set_ylabel(METRIC_LABELS.get(metric, metric))
-        _legend(figure, [label(results, name) for name in named])
+        _legend(figure, [(label(results, name), _look(index)) for index, name in enumerate(named)])
     return figure
 
 
@@ -248,13 +251,16 @@ _LETTER, _HANDLE = 0.08, 0.75
 """Inches that a letter of a legend takes on average (many are narrower), and a line with the space around it."""
 
 
-def _legend(figure: Figure, labels: Sequence[str]) -> None:
+def _legend(figure: Figure, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    """Lines below the panels, as (label, how it looks)."""
+    if not lines:
+        return
     # A zero-width space keeps matplotlib from hiding names that start with an underscore.
     handles = [
-        Line2D([], [], linewidth=2.2, label=f"\u200b{text}" if text.startswith("_") else text, **_look(index))
-        for index, text in enumerate(labels)
+        Line2D([], [], label=f"\u200b{text}" if text.startswith("_") else text, **{"linewidth": 2.2, **look})
+        for text, look in lines
     ]
     # As many columns as the longest name leaves room for: a legend wider than the figure is cut at both sides.
-    room = figure.get_figwidth() / (max(map(len, labels)) * _LETTER + _HANDLE)
+    room = figure.get_figwidth() / (max(len(text) for text, _ in lines) * _LETTER + _HANDLE)
     columns = max(1, min(4, len(handles), int(room)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
