@@ -229,6 +229,8 @@ def test_findings_say_better_worse_and_undecided_by_the_interval(tmp_path: Path)
     results["higher_is_better"]["chrf++"] = False  # as of an error rate
     assert "better in Kazakh" in findings(results)[0]
     assert "two-level bootstrap" in caution(results) and "Of 2 comparisons, up to 0.1" in caution(results)
+    del results["grid"]["none"], results["cells"]["none"], results["paired"]["none"]
+    assert findings(results) == ["Nothing is compared: no variant but full has a finished run."]
 
 
 def test_one_seed_is_said_to_be_one_seed(tmp_path: Path) -> None:

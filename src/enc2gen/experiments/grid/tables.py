@@ -33,7 +33,7 @@ def findings(results: Mapping[str, Any]) -> list[str]:
         parts = [f"{side} in {', '.join(places)}" for side, places in sides.items() if places]
         said = "; ".join(parts) or "not compared: there is no finished run of both"
         sentences.append(f"{label(results, variant)}, against {label(results, reference)}: {said}.")
-    return sentences
+    return sentences or [f"Nothing is compared: no variant but {label(results, reference)} has a finished run."]
 
 
 def _differences(results: Mapping[str, Any], variant: str) -> list[tuple[str, Mapping[str, Any]]]:
