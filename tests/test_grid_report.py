@@ -387,6 +387,19 @@ def test_sizes_are_compared_with_the_reference_of_the_same_size(tmp_path: Path) 
     assert draw_scores(results).axes[0].lines[1].get_xdata()[0] == pytest.approx(wanted[1]), "the largest size"
 
 
+def test_floors_are_grey_lines_with_a_legend(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    figure = draw_scores(results)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["copied source", "best constant string"]
+    looks = [(line.get_linestyle(), line.get_color()) for line in legend.get_lines()]
+    upright = {line.get_xdata()[0]: line for line in figure.axes[0].lines if list(line.get_ydata()) == [0, 1]}
+    assert [(upright[at].get_linestyle(), upright[at].get_color()) for at in (3.0, 9.0)] == looks
+    assert looks[0] != looks[1]
+    results["floors"] = {}
+    assert not draw_scores(results).legends
+
+
 def test_curves_are_means_over_seeds_with_their_range(tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "full", seed, 0.2 + 0.1 * seed, tokens=4000 + 400 * seed) for seed in (0, 1, 2)]
     axis = draw_curves(collect(EXPERIMENT, runs)).axes[0]
