@@ -1,8 +1,9 @@
 """The same training carried out by transformers' `Seq2SeqTrainer`: what our own trainer is checked against.
 
-Batches, their order, the peak rate and every other setting are ours; the loop, the optimiser and its parameter groups,
-the schedules, clipping, autocast, and the choice of the best weights are transformers' own, and the loss is PyTorch's
-from the model's logits. Dropout draws other numbers than in our trainer: without it, both give the same weights.
+Batches, their order, the peak rate and every other setting are ours, such as which parameters decay and when warm-up
+begins; the loop, the optimiser, the schedules, accumulation, clipping, autocast, and the choice of the best weights are
+transformers' own, and the loss is PyTorch's from the model's logits. Dropout draws other numbers than in our trainer:
+without it, both give the same weights.
 """
 
 from __future__ import annotations
