@@ -33,6 +33,9 @@ METRIC_LABELS = {
     "token-f1": "token F1",
 }
 
+FLOOR_LABELS = {"copy_source": "copied source", "best_constant": "best constant string"}
+"""Systems without a model -> what they are called in tables and pictures."""
+
 METRIC_TERMS = {
     "chrf++": "overlap of letter sequences and words with the reference: 0 is nothing in common, 100 is the same text.",
     "bleu": "overlap of sequences of one to four words with the reference, 0 to 100; harsh on short texts.",

@@ -18,7 +18,7 @@ from enc2gen.corpora.languages import base_language, language_name
 from enc2gen.corpora.readers import source_sides
 from enc2gen.experiments import findings
 from enc2gen.experiments.data_config import STAGE_NAMES, DatasetConfig, MonolingualConfig
-from enc2gen.experiments.findings import METRIC_LABELS, METRIC_TERMS
+from enc2gen.experiments.findings import FLOOR_LABELS, METRIC_LABELS, METRIC_TERMS
 from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.report_tables import NOTHING, markdown
 from enc2gen.experiments.workspace import Workspace
@@ -37,7 +37,6 @@ HUB_METRICS = {
 }
 """Metrics whose identifier on the Hub is another one."""
 
-FLOOR_TITLES = {"copy_source": "copied source", "best_constant": "best constant string"}
 
 NO_LICENCE = "no licence was recorded in the recipe; find it out before you publish or use this model"
 
@@ -307,7 +306,7 @@ def _scores(recipe: Recipe, metrics: Mapping[str, Any], tag: str) -> str:
         cells = ["–" if s is None else f"{s['value']:.1f} [{s['low']:.1f}, {s['high']:.1f}]" for s in found]
         signature = f"`{found[0]['signature']}`" if found[0] is not None else "not measurable"
         rows.append([METRIC_LABELS.get(name, name), *cells, signature])
-    header = ["metric", "this model", *(FLOOR_TITLES[name] for name in shown[1:]), "signature"]
+    header = ["metric", "this model", *(FLOOR_LABELS[name] for name in shown[1:]), "signature"]
     heading = findings.language_heading(metrics, tag).replace("test sentences", f"{recipe.evaluate.split} sentences")
     return f"### {heading}\n\n{_plain_table(header, rows)}"
 

@@ -14,10 +14,10 @@ from matplotlib.ticker import EngFormatter, NullFormatter, StrMethodFormatter
 
 from enc2gen.corpora.languages import language_name
 from enc2gen.experiments.curves import COLOURS, DASHES
-from enc2gen.experiments.findings import METRIC_LABELS
+from enc2gen.experiments.findings import FLOOR_LABELS, METRIC_LABELS
 
 _STYLE: Any = {"font.size": 10, "axes.titlesize": 11, "text.parse_math": False, "font.family": ["DejaVu Sans"]}
-_FLOORS = {"copy_source": ("copied source", ":"), "best_constant": ("best constant string", "--")}
+_FLOOR_DASHES = {"copy_source": ":", "best_constant": "--"}
 _GREY = "#777777"
 _MOST_COLUMNS = 4
 
@@ -105,12 +105,12 @@ def draw_scores(results: Mapping[str, Any]) -> Figure:
             axis.set_yticks(range(len(named)), [label(results, name) for name in named])
             axis.set_ylim(len(named) - 0.5, -0.5)
         floors = {name for task in shown for name in results["floors"].get(task, {})}
-        _legend(figure, [(text, _floor_look(dash)) for name, (text, dash) in _FLOORS.items() if name in floors])
+        _legend(figure, [(text, _floor_look(name)) for name, text in FLOOR_LABELS.items() if name in floors])
     return figure
 
 
-def _floor_look(dash: str) -> dict[str, Any]:
-    return {"color": _GREY, "linestyle": dash, "linewidth": 1.2, "zorder": 1}
+def _floor_look(floor: str) -> dict[str, Any]:
+    return {"color": _GREY, "linestyle": _FLOOR_DASHES[floor], "linewidth": 1.2, "zorder": 1}
 
 
 def _largest(results: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -144,7 +144,7 @@ def _forest(
             axis.plot(seeds, [row + 0.24] * len(seeds), ".", color=_GREY, markersize=4)
     for name, by_language in results["floors"].get(task, {}).items():
         if (floor := (by_language.get(tag) or {}).get(metric)) is not None:
-            axis.axvline(floor["value"], **_floor_look(_FLOORS[name][1]))
+            axis.axvline(floor["value"], **_floor_look(name))
 
 
 # Curves

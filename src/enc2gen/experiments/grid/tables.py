@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enc2gen.corpora.languages import language_name
-from enc2gen.experiments.findings import METRIC_LABELS, duration
+from enc2gen.experiments.findings import FLOOR_LABELS, METRIC_LABELS, duration
 from enc2gen.experiments.grid.learning import MEAN
 from enc2gen.experiments.grid.plots import excludes_zero, group_title, groups, headline, label, languages, variants
 from enc2gen.experiments.report_tables import NOTHING, Table, points, signed, with_interval
-
-FLOOR_LABELS = {"copy_source": "(copied source)", "best_constant": "(best constant string)"}
 
 
 def findings(results: Mapping[str, Any]) -> list[str]:
@@ -110,7 +108,7 @@ def _main(results: Mapping[str, Any], cells: Mapping[str, str], task: str, tag: 
         rows.append([label(results, variant), *row, *([paper[1].get(variant, NOTHING)] if paper else [])])
     for floor, by_language in results["floors"].get(task, {}).items():
         if (score := (by_language.get(tag) or {}).get(metric)) is not None:
-            row = [FLOOR_LABELS.get(floor, floor), with_interval(score)]
+            row = [f"({FLOOR_LABELS[floor]})", with_interval(score)]
             rows.append(row + [NOTHING] * (len(header) - len(row)))
     signatures = sorted(
         {
