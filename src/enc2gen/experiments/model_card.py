@@ -37,7 +37,6 @@ HUB_METRICS = {
 }
 """Metrics whose identifier on the Hub is another one."""
 
-
 NO_LICENCE = "no licence was recorded in the recipe; find it out before you publish or use this model"
 
 LIMITS = (
