@@ -92,8 +92,7 @@ class DataConfig(Section):
     def identity(self) -> dict[str, Any]:
         """What prepared data depend on: all settings but the licences, limits only where they are set."""
         content = self.model_dump(mode="json")
-        for corpus in (*content["datasets"], *content["monolingual"]):
-            del corpus["licence"]
+        drop_licences(content)
         for dataset in content["datasets"]:
             for name in ("train_limit", "dev_limit", "dev_split", "test_split"):
                 if dataset[name] == DatasetConfig.model_fields[name].default:
@@ -104,3 +103,9 @@ class DataConfig(Section):
             if not corpus["test_percent"]:
                 del corpus["test_percent"]
         return content
+
+
+def drop_licences(data: dict[str, Any]) -> None:
+    """Remove the licences from a dumped `DataConfig`: they decide nothing of what is trained."""
+    for corpus in (*data["datasets"], *data.get("monolingual", ())):
+        corpus.pop("licence", None)

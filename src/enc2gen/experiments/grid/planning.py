@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enc2gen.errors import ConfigError
-from enc2gen.experiments.data_config import STAGE_NAMES
+from enc2gen.experiments.data_config import STAGE_NAMES, drop_licences
 from enc2gen.experiments.grid.checks import check_start
 from enc2gen.experiments.grid.definition import Content, Experiment, Variant, slug
 from enc2gen.experiments.grid.plan import ONLY_TASK, GridRun, RunKind
@@ -204,8 +204,7 @@ class Planner:
         recipe = self._recipe(content, "run", "system", content["seed"], where)
         said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"name", "output", "description"})
         said.pop("evaluate", None)
-        for corpus in (*said["data"]["datasets"], *said["data"].get("monolingual", ())):
-            corpus.pop("licence", None)
+        drop_licences(said["data"])
         kept = ("preset", "options", "start", "trainer")
         system = {key: value for key, value in said.pop("systems")["system"].items() if key in kept}
         said["encoder"] = recipe.encoder_of("system").model_dump(mode="json", exclude_defaults=True)
