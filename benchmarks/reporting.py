@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from enc2gen.experiments.provenance import gpu, processor
+
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 PACKAGES = ("torch", "transformers", "ctranslate2", "accelerate", "enc2gen")
 
@@ -50,21 +52,6 @@ def described(entry: Mapping[str, Any], *, command: str, seed: int, threads: int
         "seed": seed,
         "versions": {"python": platform.python_version(), **_versions()},
     }
-
-
-def processor() -> str:
-    """The processor's name."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def gpu() -> str | None:
-    """The GPU's name, if the benchmarks may use one."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _versions() -> dict[str, str]:

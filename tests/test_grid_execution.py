@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from enc2gen.errors import Interrupted, OutputError
+from enc2gen.errors import ConfigError, Interrupted, OutputError
 from enc2gen.experiments.grid.definition import load_experiment
-from enc2gen.experiments.grid.engines import RUNNERS, Command, LocalRunner, Outcome, RayRunner, Runner
+from enc2gen.experiments.grid.engines import RUNNERS, Command, LocalRunner, Outcome, RayRunner, Runner, task_cores
 from enc2gen.experiments.grid.execution import Execution, tail
+from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.planning import Planner
 from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.run import ExperimentRun
@@ -97,6 +98,47 @@ def test_a_cluster_carries_out_and_interrupts_processes(tmp_path: Path, monkeypa
     assert not (tmp_path / "stop").exists()
 
 
+def test_a_cluster_leaves_no_process_behind_and_says_why_one_could_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with RayRunner(2, tmp_path) as runner:
+        runner.start("nowhere", Command(("-c", ""), Path("missing/log.txt"), {}))
+        outcome = wait_for(runner, 1)["nowhere"]
+        assert outcome.status == 1 and "missing/log.txt" in outcome.reason and "nodes need enc2gen" in outcome.reason
+        runner.start("left", python(Path(), "left", "import os; print(os.getpid(), flush=True)\n" + SAVES))
+        limit = time.monotonic() + 60
+        while not (tmp_path / "left.txt").exists() or "ready" not in (tmp_path / "left.txt").read_text():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "left.txt").read_text().split()[0]), 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "slots", "cores"),
+    [
+        ([{"CPU": 8}], 3, 2),
+        ([{"CPU": 8}], 16, 1),
+        ([{"CPU": 8}, {"CPU": 8}], 1, 8),  # an equal share would be 16, which no node has
+        ([{"CPU": 4}, {"CPU": 64}], 2, 4),
+        ([{"CPU": 0}, {"CPU": 8}], 1, 8),  # a head without cores
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}], 4, 4),  # only the second node has what a task needs
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}], 8, 2),  # half a GPU each
+        ([{"CPU": 2, "GPU": 4}], 4, 1),
+    ],
+)
+def test_a_task_asks_for_no_more_cores_than_a_node_has(nodes: list[dict[str, float]], slots: int, cores: int) -> None:
+    assert task_cores(nodes, slots) == cores
+
+
+def test_a_cluster_without_cores_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no node of the Ray cluster has both cores and a GPU"):
+        task_cores([{"CPU": 8}, {"CPU": 0, "GPU": 1}], 1)
+
+
 def test_cores_and_gpus_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     monkeypatch.setattr("enc2gen.experiments.grid.engines.available_cores", lambda: 8)
@@ -156,6 +198,29 @@ def test_a_failure_takes_along_only_what_starts_from_it_and_is_repeated_alone(tm
     assert RunRecord(runs[2]).core_seconds == 3.0  # two attempts
     third = Pretend()
     assert execution(third, tmp_path).carry_out(runs) == [] and third.started == []
+
+
+@pytest.mark.parametrize("broken", ["make_ready", "tidy"])
+def test_a_full_disk_fails_the_run_that_met_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    from enc2gen.experiments.grid import execution as module
+
+    real = getattr(module, broken)
+
+    def full(run: GridRun) -> None:
+        if run.variant == "random":
+            raise OSError(28, "No space left on device", str(run.folder))
+        real(run)
+
+    monkeypatch.setattr(module, broken, full)
+    runs = planned(tmp_path).runs({})
+    failed = execution(Pretend(), tmp_path).carry_out(runs)
+    assert [(f.run.variant, f.run.kind) for f in failed] == [("random", "pretrain"), ("random", "task")]
+    assert "No space left on device" in failed[0].reason
+    assert [RunRecord(run).finished for run in runs] == [True, True, False, False]
+    monkeypatch.setattr(module, broken, real)
+    assert execution(Pretend(), tmp_path).carry_out(runs) == []
 
 
 def test_changed_data_is_worked_on_again(tmp_path: Path) -> None:

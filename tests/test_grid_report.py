@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 from sacrebleu.metrics import CHRF
 
-from enc2gen.errors import CheckpointError
 from enc2gen.experiments.grid.learning import MEAN, read_losses, speed, tokens_to_reach
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.plots import draw_curves, draw_scores, draw_sizes
@@ -190,11 +189,13 @@ def test_other_test_sentences_are_left_out_of_a_comparison(tmp_path: Path) -> No
     assert "leave out" not in table(results, "Uyghur")["note"]
 
 
-def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
     runs = some_runs(tmp_path, (0,))
     (runs[0].folder / "systems" / "full" / "hypotheses.jsonl").write_text('{"language": "kk"}\n')
-    with pytest.raises(CheckpointError, match=r"(?s)damaged.*full-seed0.*only run that is repeated"):
-        collect(EXPERIMENT, runs)
+    results = collect(EXPERIMENT, runs)
+    (failed,) = results["failed"]
+    assert failed["run"] == "full-seed0" and list(results["cells"]) == ["none"], "the others are reported all the same"
+    assert re.search(r"(?s)damaged.*full-seed0.*only run that is repeated", failed["reason"])
 
 
 def test_losses_are_read_against_tokens(tmp_path: Path) -> None:

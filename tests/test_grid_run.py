@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from enc2gen.cli import main
 from enc2gen.experiments.grid.engines import RUNNERS
+from enc2gen.experiments.provenance import code
 from grid_toys import InProcess, definition, stage, write_definition, write_pairs
 from test_pretrained import KINDS
 
@@ -72,6 +73,9 @@ def test_an_experiment_from_definition_to_report(
     (kept,) = (out / "earlier").iterdir()
     assert json.loads((kept / "results.json").read_text(encoding="utf-8")) == results
     assert (kept / "report.md").read_text(encoding="utf-8") == page and (kept / "scores.svg").exists()
+    fewer = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert list(fewer["experiment"]["variants"]) == ["shared", "beam"], "done again, it is what was done"
+    assert fewer["code"] == {"report": code(), "runs": {code(): 2}}
     assert experiment(tmp_path, "--report") == 0, "a report of more cells holds what the one before held"
     assert list((out / "earlier").iterdir()) == [kept]
 

@@ -23,10 +23,11 @@ from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
 from enc2gen.experiments.model_card import write_card
 from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, model_content, prepare
+from enc2gen.experiments.provenance import code, machine, versions
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.store import Store
-from enc2gen.experiments.workspace import Workspace, machine, replace_folder
+from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.generation.engine.engine import chosen_precision, compiles
 from enc2gen.models.baselines import FOREIGN_OPTIONS
 from enc2gen.training.runtime import locked_folder
@@ -286,6 +287,8 @@ class Run:
             "recipe_hash": digest(self.recipe.model_dump(mode="json")),
             "seed": self.recipe.seed,
             "enc2gen": __version__,
+            "code": code(),
+            "versions": versions(),
             "machine": machine(),
             "higher_is_better": {name: METRICS.get(name).higher_is_better for name in self.recipe.evaluate.metrics},
             "systems": {name: entry["scores"] for name, entry in measured.items()} | floors,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from enc2gen.errors import CheckpointError, OutputError
@@ -19,15 +17,6 @@ from enc2gen.training.checkpoint import write_json, writing
 from enc2gen.training.runtime import cpu_processes
 
 MARKER = "enc2gen-run.json"
-
-
-def machine() -> dict[str, Any]:
-    """What a run was carried out on."""
-    return {
-        "processor": platform.machine(),
-        "cores": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:

@@ -19,8 +19,9 @@ from enc2gen.experiments.bridge.prepare import PreparedBridgeData
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.systems import Step
 from enc2gen.experiments.findings import Sample, choose_samples
+from enc2gen.experiments.provenance import machine
 from enc2gen.experiments.recipe import digest
-from enc2gen.experiments.workspace import Workspace, machine
+from enc2gen.experiments.workspace import Workspace
 
 SAMPLES = 5
 """Pairs of each language pair that are shown with what was written for them (our choice)."""

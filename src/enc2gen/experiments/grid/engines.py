@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from enc2gen.corpora.engines import available_cores, ray_session
+from enc2gen.errors import ConfigError
 from enc2gen.registry import Registry
 
 POLL_SECONDS = 0.2
 """Between two looks at processes under way (our choice)."""
+
+CANCEL_SECONDS = 10.0
+"""For tasks of a cluster to end their processes before their workers are killed (our choice)."""
 
 STOP_FILE = "stop"
 """Its presence in an experiment's folder tells the nodes of a cluster to end their processes in order."""
@@ -39,11 +43,19 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: exit status (negative: the signal that killed it), seconds of processor and of real time."""
+    """How a process ended.
+
+    Attributes:
+        status: exit status; negative: the signal that killed it.
+        core_seconds: of processor time.
+        wall_seconds: of real time.
+        reason: what is known of the cause of a failure beside the status.
+    """
 
     status: int
     core_seconds: float
     wall_seconds: float
+    reason: str = ""
 
 
 class Child:
@@ -150,11 +162,12 @@ class LocalRunner:
 
     def start(self, name: str, command: Command) -> None:
         """Start a process."""
-        slot = self._free.pop(0)
+        slot = self._free[0]
         environment = dict(command.environment) | threads(max(1, available_cores() // self.slots))
         if self._gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         self._children[name] = (Child(Command(command.arguments, command.log, environment)), slot)
+        self._free.remove(slot)
 
     def ended(self) -> Iterator[tuple[str, Outcome]]:
         """Processes that have ended."""
@@ -175,22 +188,26 @@ class RayRunner:
     """Tasks of the Ray cluster that RAY_ADDRESS names, else of a local one, each of which starts a process.
 
     All nodes need enc2gen and the working folder at the same paths, on a file system that they share. A task has one
-    GPU where the cluster has any, and an equal share of the cores.
+    GPU where the cluster has any, and an equal share of the cores, at most those of the smallest node.
 
     Args:
         jobs: tasks at once; one per GPU, or else per core, by default.
 
     Raises:
-        ConfigError: ray is not installed.
+        ConfigError: ray is not installed, its cluster cannot be reached or has no cores.
     """
 
     def __init__(self, jobs: int | None, folder: Path) -> None:
         self._session = ray_session()
         self._ray = self._session.__enter__()
-        resources = self._ray.cluster_resources()
-        cores, on_gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
-        self.slots = jobs or on_gpus or cores
-        self._cores = max(1, cores // self.slots)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        on_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        self.slots = jobs or on_gpus or max(1, int(sum(node.get("CPU", 0) for node in nodes)))
+        try:
+            self._cores = task_cores(nodes, self.slots)
+        except ConfigError:
+            self._session.__exit__(None, None, None)
+            raise
         self._options = {"num_cpus": self._cores, "num_gpus": min(1.0, on_gpus / self.slots), "max_retries": 0}
         self._stop = folder / STOP_FILE
         self._tasks: dict[Any, str] = {}
@@ -200,7 +217,12 @@ class RayRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for task in self._tasks:
+        left = list(self._tasks)
+        for task in left:
+            self._ray.cancel(task)  # first in order: a worker that is killed leaves its process behind
+        if left:
+            _, left = self._ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
+        for task in left:
             self._ray.cancel(task, force=True)
         self._stop.unlink(missing_ok=True)
         self._session.__exit__(None, None, None)
@@ -212,7 +234,7 @@ class RayRunner:
         self._tasks[task.remote(command, os.getcwd(), str(self._stop.absolute()))] = name
 
     def ended(self) -> Iterator[tuple[str, Outcome]]:
-        """Tasks that have ended; one whose node was lost ends as if killed."""
+        """Tasks that have ended; one whose worker or node was lost ends as if killed."""
         if not self._tasks:
             return
         ready, _ = self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
@@ -220,12 +242,40 @@ class RayRunner:
             name = self._tasks.pop(task)
             try:
                 yield name, self._ray.get(task)
-            except self._ray.exceptions.RayError:
-                yield name, Outcome(-signal.SIGKILL, 0.0, 0.0)
+            except self._ray.exceptions.RayTaskError as error:
+                reason = f"the cluster could not start it: {_last_line(error)}; its nodes need enc2gen and this folder"
+                yield name, Outcome(1, 0.0, 0.0, reason)
+            except self._ray.exceptions.RayError as error:
+                yield name, Outcome(-signal.SIGKILL, 0.0, 0.0, f"lost by the cluster: {type(error).__name__}")
 
     def interrupt(self) -> None:
         """Tell all nodes to end their processes in order."""
         self._stop.touch()
+
+
+def task_cores(nodes: Sequence[Mapping[str, float]], slots: int) -> int:
+    """Cores that each of `slots` tasks may ask for, so that any node which may get one has them.
+
+    Args:
+        nodes: the resources of each node, as Ray names them ("CPU", "GPU").
+        slots: tasks at once; where there are GPUs, each has one, or an equal share of them.
+
+    Raises:
+        ConfigError: no node has cores, and GPUs where there are any.
+    """
+    on_gpus = sum(node.get("GPU", 0) for node in nodes)
+    able = [node for node in nodes if node.get("CPU", 0) >= 1 and (not on_gpus or node.get("GPU", 0) > 0)]
+    if not able:
+        needs = "both cores and a GPU" if on_gpus else "cores"
+        raise ConfigError(f"no node of the Ray cluster has {needs}", where="engine ray", remedy="see `ray status`")
+    if on_gpus:
+        each = min(1.0, on_gpus / slots)
+        return max(1, min(int(node["CPU"] // max(1.0, node["GPU"] // each)) for node in able))
+    return max(1, int(min(sum(node["CPU"] for node in able) // slots, *(node["CPU"] for node in able))))
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2].strip()
 
 
 def carry_out(command: Command, folder: str, stop: str) -> Outcome:

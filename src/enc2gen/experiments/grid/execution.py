@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enc2gen.errors import Interrupted
+from enc2gen.errors import Enc2genError, Interrupted
 from enc2gen.experiments.grid.engines import POLL_SECONDS, Command, Outcome, Runner
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.records import LOG, RECIPE, RunRecord, make_ready, take_finished, tidy
@@ -107,9 +107,13 @@ class Execution:
                 self._fail(Failure(run, None, reason))
             elif len(self._under_way) < self._runner.slots and all(n.folder in self._finished for n in run.needs):
                 self._waiting.remove(run)
-                make_ready(run)
+                try:
+                    make_ready(run)
+                    self._runner.start(run.name, self._command(run))
+                except (OSError, Enc2genError) as error:
+                    self._fail(Failure(run, None, f"not started: {error}"))
+                    continue
                 self._under_way[run.name] = run
-                self._runner.start(run.name, self._command(run))
                 self._log(f"{run.name}: started")
 
     def _hindrance(self, run: GridRun) -> str | None:
@@ -131,16 +135,21 @@ class Execution:
         return Command(("-m", "enc2gen.cli.main", *arguments), log, {"COLUMNS": "120"})
 
     def _end(self, run: GridRun, outcome: Outcome, *, interrupted: bool) -> None:
-        if outcome.status == 0:
-            tidy(run)  # before the record: what is finished may be taken over
-        RunRecord(run).add(outcome.status, outcome.core_seconds, outcome.wall_seconds)
+        try:
+            if outcome.status == 0:
+                tidy(run)  # before the record: what is finished may be taken over
+            RunRecord(run).add(outcome.status, outcome.core_seconds, outcome.wall_seconds)
+        except (OSError, Enc2genError) as error:
+            self._fail(Failure(run, outcome.status, f"ended, and this could not be written down: {error}"))
+            return
         if outcome.status == 0:
             self._done += 1
             self._finished.add(run.folder)
             said = f"{outcome.wall_seconds:.0f} s, {outcome.core_seconds:.0f} core-seconds"
             self._log(f"{run.name}: done in {said}; {self._done} of {self._count}")
         elif not interrupted:
-            self._fail(Failure(run, outcome.status, _reason(outcome.status), tail(run.folder / LOG)))
+            reason = outcome.reason or _reason(outcome.status)
+            self._fail(Failure(run, outcome.status, reason, tail(run.folder / LOG)))
 
     def _fail(self, failure: Failure) -> None:
         self._failed[failure.run.folder] = failure

@@ -16,6 +16,7 @@ from enc2gen.data.held_out import how_split
 from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.prepare import data_files, fingerprint
+from enc2gen.experiments.provenance import code
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.store import link_file, link_tree
 from enc2gen.experiments.workspace import MARKER, Workspace, replace_folder
@@ -69,6 +70,11 @@ class RunRecord:
         return bool(self._content["finished"] == self.inputs)
 
     @property
+    def code(self) -> str | None:
+        """Stands for the code that carried it out; None if that was not noted."""
+        return self._content.get("code")
+
+    @property
     def core_seconds(self) -> float:
         """Seconds of processor time that all attempts took."""
         return float(sum(attempt["core_seconds"] for attempt in self._content["attempts"]))
@@ -79,7 +85,7 @@ class RunRecord:
         Of the runs that it needs, that is what they were finished with.
         """
         started = self._inputs([RunRecord(other)._content["finished"] for other in self.run.needs])
-        self._content = {**self._content, "finished": None, "started": started}
+        self._content = {**self._content, "finished": None, "started": started, "code": code()}
         write_json(self.path, self._content)
 
     def add(self, status: int, core_seconds: float, wall_seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +19,8 @@ from enc2gen.experiments.grid.learning import MEAN, Losses, panels, speed, stage
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.scoring import Finished, Sentence, scores_and_differences, shared_languages
+from enc2gen.experiments.provenance import code, machine, versions
 from enc2gen.experiments.recipe import FLOORS
-from enc2gen.experiments.workspace import machine
 from enc2gen.models.swcm.report import REPORT_FILE
 
 HEADLINE = "chrf++"
@@ -48,11 +49,12 @@ def collect(
         search: variant -> searched setting -> value -> development score, and `chosen`: setting -> value.
         failed: runs that failed, each with `run`, `cell`, `seed` and `reason`.
 
+    A finished run with a damaged file counts as failed.
+
     Raises:
-        CheckpointError: a file of a finished run is damaged.
         ConfigError: runs of one cell were scored with different settings.
     """
-    done = _finished(runs)
+    done, damaged = _finished(runs)
     curves = panels([run for run in runs if run.kind != "search" and RunRecord(run).finished])
     reference, headline = str(experiment["reference"]), str(experiment.get("headline", HEADLINE))
     scores, differences = scores_and_differences(done, headline, reference)
@@ -63,6 +65,8 @@ def collect(
         "scale": scale,
         "seeds": list(seeds),
         "enc2gen": __version__,
+        "versions": versions(),
+        "code": _codes(done),
         "machine": {**machine(), "cores": os.cpu_count()},
         "command": command,
         **_of_cells(done, experiment, spent),
@@ -73,7 +77,7 @@ def collect(
         "curves": _thin(curves),
         "speed": speed(curves, reference),
         "search": dict(search or {}),
-        "failed": _failed(runs, done, failed),
+        "failed": _failed(runs, done, [*failed, *damaged]),
         "published": experiment.get("published"),
     }
 
@@ -91,13 +95,25 @@ def _of_cells(
     }
 
 
-def _finished(runs: Sequence[GridRun]) -> dict[str, list[Finished]]:
-    """Cell -> its evaluated runs, in the order of the grid."""
+def _finished(runs: Sequence[GridRun]) -> tuple[dict[str, list[Finished]], list[dict[str, Any]]]:
+    """Cell -> its evaluated runs, in the order of the grid; and what is damaged, as it is listed under `failed`."""
     done: dict[str, list[Finished]] = {}
+    damaged = []
     for run in runs:
-        if run.kind == "task" and (finished := read_finished(run)) is not None:
-            done.setdefault(run.cell, []).append(finished)
-    return done
+        if run.kind != "task":
+            continue
+        try:
+            if (finished := read_finished(run)) is not None:
+                done.setdefault(run.cell, []).append(finished)
+        except CheckpointError as error:
+            damaged.append({"run": run.name, "cell": run.cell, "seed": run.seed, "reason": str(error)})
+    return done, damaged
+
+
+def _codes(done: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
+    """Which code wrote these results, and which carried out how many of the runs ("unknown": before it was noted)."""
+    carried = Counter(RunRecord(one.run).code or "unknown" for found in done.values() for one in found)
+    return {"report": code(), "runs": dict(carried.most_common())}
 
 
 def read_finished(run: GridRun) -> Finished | None:

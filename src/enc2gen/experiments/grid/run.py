@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class ExperimentRun:
     def _write(self, runs: Sequence[GridRun], searches: Sequence[GridRun], table: Mapping[str, Any]) -> Path:
         experiment = self.planner.experiment
         results = collect(
-            resolved(experiment),
+            resolved(experiment, self.planner.variants),
             runs,
             scale=self.scale or "",
             seeds=experiment.seeds,
@@ -145,9 +145,17 @@ def _held(results: Mapping[str, Any]) -> set[tuple[Any, ...]]:
     }
 
 
-def resolved(experiment: Experiment) -> dict[str, Any]:
-    """The definition with its factors multiplied out into variants, JSON-able; a definition again."""
-    variants = {name: variant.model_dump(mode="json") for name, variant in experiment.all_variants.items()}
+def resolved(experiment: Experiment, only: Collection[str] | None = None) -> dict[str, Any]:
+    """The definition with its factors multiplied out into variants, JSON-able; a definition again.
+
+    Args:
+        only: variants that it is to have beside the reference; all by default.
+    """
+    variants = {
+        name: variant.model_dump(mode="json")
+        for name, variant in experiment.all_variants.items()
+        if only is None or name in only or name == experiment.reference
+    }
     return experiment.model_dump(mode="json", exclude={"factors"}) | {"variants": variants}
 
 

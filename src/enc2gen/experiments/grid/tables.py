@@ -363,6 +363,14 @@ def _time(seconds: float | None) -> str:
     return NOTHING if seconds is None else duration(seconds)
 
 
+def _code(codes: Mapping[str, Any]) -> str:
+    """Which code carried the runs out, where that is known."""
+    runs = codes.get("runs", {})
+    if set(runs) <= {"unknown"}:
+        return ""
+    return f"(code {', '.join(f'{name}: {count} runs' for name, count in runs.items())})"
+
+
 def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the experiment was carried out with, as (name, value)."""
     machine = results["machine"]
@@ -373,7 +381,8 @@ def facts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("compared with", label(results, results["experiment"]["reference"])),
         ("metric of the comparison", METRIC_LABELS.get(headline(results), headline(results))),
         ("machine", f"{machine['processor']}, cores: {machine['cores']}, {machine['gpu'] or 'no GPU'}"),
-        ("enc2gen", str(results["enc2gen"])),
+        ("enc2gen", " ".join([str(results["enc2gen"]), _code(results.get("code", {}))]).strip()),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())),
         ("command", str(results["command"])),
     ]
     return [(name, value) for name, value in found if value]
