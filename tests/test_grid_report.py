@@ -262,6 +262,7 @@ def test_published_figures_stay_in_a_column_of_their_own(tmp_path: Path) -> None
     results = some_results(tmp_path, published=published)
     main = table(results, "Kazakh")
     assert [row[-1] for row in main["rows"]] == ["25.7", "5.6", "–", "–"] and main["header"][-1] == "paper (ROUGE-L)"
+    assert "Of the paper's column: Tibetan." in main["note"]
     paper = table(results, "The paper's figures")
     assert paper["header"] == ["system", "task", "reading", "task kk", "task ug"]
     assert paper["rows"] == [

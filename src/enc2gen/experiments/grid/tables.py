@@ -121,7 +121,9 @@ def _main(results: Mapping[str, Any], cells: Mapping[str, str], task: str, tag: 
     pairs = [results["paired"].get(cell, {}).get(tag) for cell in cells.values()]
     if left_out := max((pair["left_out"] for pair in pairs if pair is not None), default=0):
         note += f". Differences leave out up to {left_out:,} sentences that not all compared runs wrote"
-    return {"title": title, "note": note, "header": header, "rows": rows}
+    if paper and (told := results["published"].get("note")):
+        note += f". Of the paper's column: {told}"
+    return {"title": title, "note": note.removeprefix(". "), "header": header, "rows": rows}
 
 
 def _cell_row(results: Mapping[str, Any], cell: str, tag: str, *, is_reference: bool) -> list[str]:
