@@ -407,6 +407,20 @@ def test_floors_are_grey_lines_with_a_legend(tmp_path: Path) -> None:
     assert not draw_scores(results).legends
 
 
+def test_long_names_leave_room_for_the_scores(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    for place in results["grid"].values():
+        place["label"] = "a warm-started encoder-decoder with small batches, " + place["variant"]
+    results["cells"] = {cell: {"kk": scores["kk"]} for cell, scores in results["cells"].items()}
+    figure = draw_scores(results)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_window_extent().width / figure.dpi > 2.5, "inches of one panel"
+    boxes = [text.get_window_extent() for text in axis.get_yticklabels()]
+    assert len(boxes) == 2 and boxes[0].y0 > boxes[1].y1, "names do not touch"
+    assert figure.bbox.x0 <= min(box.x0 for box in boxes)
+
+
 def test_curves_are_means_over_seeds_with_their_range(tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "full", seed, 0.2 + 0.1 * seed, tokens=4000 + 400 * seed) for seed in (0, 1, 2)]
     axis = draw_curves(collect(EXPERIMENT, runs)).axes[0]

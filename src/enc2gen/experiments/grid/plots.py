@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ _STYLE: Any = {"font.size": 10, "axes.titlesize": 11, "text.parse_math": False, 
 _FLOOR_DASHES = {"copy_source": ":", "best_constant": "--"}
 _GREY = "#777777"
 _MOST_COLUMNS = 4
+_LETTER, _HANDLE = 0.08, 0.75
+"""Inches that a letter takes on average (many are narrower), and a line of a legend with the space around it."""
+_ROW, _LINE, _LABEL_LETTERS = 0.34, 0.6, 32
+"""Inches from one row of a forest to the next, the part of that which a line of a label takes, and its letters."""
 
 
 def draw_all(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Figure]]:
@@ -94,15 +99,18 @@ def draw_scores(results: Mapping[str, Any]) -> Figure:
     """Forest of the headline metric: a panel per task (at its largest size) and language, a row per variant."""
     shown = _largest(results)
     named = variants(results)
+    labels = [textwrap.wrap(label(results, name), _LABEL_LETTERS) for name in named]
+    high = _ROW * max(1.0, _LINE * max(map(len, labels)))
+    wide = _LETTER * max(len(line) for lines in labels for line in lines)
     places = [(task, tag) for task, cells in shown.items() for tag in languages(results, list(cells.values()))]
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(places), height=1.1 + 0.34 * len(named), share_y=True)
+        figure, axes = _panels(len(places), height=1.1 + high * len(named), margin=wide, share_y=True)
         for axis, (task, tag) in zip(axes, places, strict=True):
             _forest(axis, results, shown[task], task, tag, named)
             axis.set_title(_panel_title(results, task, tag), loc="left", fontweight="bold")
             axis.set_xlabel(METRIC_LABELS.get(headline(results), headline(results)))
         for axis in axes:
-            axis.set_yticks(range(len(named)), [label(results, name) for name in named])
+            axis.set_yticks(range(len(named)), ["\n".join(lines) for lines in labels])
             axis.set_ylim(len(named) - 0.5, -0.5)
         floors = {name for task in shown for name in results["floors"].get(task, {})}
         _legend(figure, [(text, _floor_look(name)) for name, text in FLOOR_LABELS.items() if name in floors])
@@ -232,11 +240,11 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def _panels(count: int, *, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most four in a row, each `height` inches high."""
+def _panels(count: int, *, height: float, margin: float = 0.0, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most four in a row, each `height` inches high; `margin` inches left of them."""
     columns = min(count, _MOST_COLUMNS)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(5.0, 3.3 * columns + 1.2), height * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 3.3 * columns + max(1.2, margin)), height * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel().tolist()
     for axis in grid[count:]:
         axis.set_visible(False)
@@ -245,10 +253,6 @@ def _panels(count: int, *, height: float, share_y: bool = False) -> tuple[Figure
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, grid[:count]
-
-
-_LETTER, _HANDLE = 0.08, 0.75
-"""Inches that a letter of a legend takes on average (many are narrower), and a line with the space around it."""
 
 
 def _legend(figure: Figure, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
