@@ -64,6 +64,8 @@ def test_an_experiment_from_definition_to_report(
     # Equal work was done once, and lies on the disk once.
     assert (shared / "data" / "train.parquet").samefile(cold / "data" / "train.parquet")
     assert (shared / "model" / weights).samefile(wide / "systems" / "shared" / "finetuned" / weights)
+    started = trained / "systems" / "shared" / "pretrained" / weights
+    assert started.samefile(model["shared-seed0"] / "initial" / weights), "what it began with is what it started from"
     assert not (wide / "stages" / "evaluate-shared.json").samefile(shared / "stages" / "evaluate-shared.json")
     assert not list(out.rglob("checkpoints"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from enc2gen.data.held_out import reading, unseen
+from enc2gen.data.held_out import drawn, reading, unseen
 from enc2gen.data.tasks import Example
 from enc2gen.experiments.bridge.prepare import data_key, parallel_pairs
 from enc2gen.experiments.bridge.recipe import PairsSection
@@ -74,3 +74,17 @@ def test_pairs_of_bridges_that_are_prepared_forwards_are_kept_as_they_are() -> N
 
 def test_what_is_read_is_source_and_both_languages() -> None:
     assert reading(Example("ит", "dog", "kk", "en")) == ("ит", "kk", "en")
+
+
+def test_a_limit_draws_from_all_of_a_sorted_corpus() -> None:
+    rows = [
+        {"source": f"{language} {number:04d}", "language": language} for language in "abcd" for number in range(250)
+    ]
+    few, more = drawn(rows, 100, "source"), drawn(rows, 300, "source")
+    assert len(few) == 100 and len(more) == 300
+    assert all(15 <= sum(row["language"] == language for row in few) <= 35 for language in "abcd")
+    assert few == sorted(few, key=rows.index), "in their order"
+    assert all(row in more for row in few), "the smaller sample is part of the larger one"
+    turned = drawn(rows[::-1], 100, "source")
+    assert sorted(row["source"] for row in turned) == sorted(row["source"] for row in few), "whatever the order"
+    assert drawn(rows, None, "source") == drawn(rows, 1000, "source") == rows

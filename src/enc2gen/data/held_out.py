@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from enc2gen.data.tasks import Example
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
+
 REVERSE_SPLIT = "by the file's source field"
 """How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
+
+
+DRAWN = "by a hash of their texts"
+"""How examples are chosen where there are more than a limit; part of what scores depend on, where there is one."""
+
+
+def drawn(rows: Sequence[Row], limit: int | None, field: str) -> list[Row]:
+    """At most `limit` of these rows, in their order; all if it is None.
+
+    Chosen by a hash of the text in `field`, so that they are a sample whatever the order (corpora are sorted by
+    language, domain or alphabet), the same in every run, and those of a smaller limit are among those of a larger one.
+    """
+    if limit is None or len(rows) <= limit:
+        return list(rows)
+
+    def rank(number: int) -> bytes:
+        return hashlib.sha256(f"limit {rows[number][field]}".encode("utf-8", "surrogatepass")).digest()
+
+    return [rows[number] for number in sorted(sorted(range(len(rows)), key=rank)[:limit])]
 
 
 def how_split(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from enc2gen.data.batching import Batch, evaluation_batches
+from enc2gen.data.held_out import drawn
 from enc2gen.errors import DataError
 from enc2gen.evaluation.significance import Statistics, bootstrap_interval
 from enc2gen.experiments.objectives import DenoisingEncoder
@@ -44,7 +45,9 @@ def held_out_texts(recipe: Recipe, workspace: Workspace) -> dict[str, list[Row]]
         for row in table.select_columns([text, language]):
             found.get(row[language], {}).pop(row[text], None)
     found = {language: rows for language, rows in found.items() if rows}
-    return {language: list(rows.values())[: recipe.evaluate.limit] for language, rows in sorted(found.items())}
+    return {
+        language: drawn(list(rows.values()), recipe.evaluate.limit, "text") for language, rows in sorted(found.items())
+    }
 
 
 def noised_example(encoder: DenoisingEncoder, row: Row) -> EncodedExample:

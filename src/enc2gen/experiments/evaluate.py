@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from enc2gen.data.batching import Batch, evaluation_batches
+from enc2gen.data.held_out import drawn
 from enc2gen.errors import DataError
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.evaluation.significance import Score
@@ -57,7 +58,7 @@ class TestSet:
 
 
 def evaluation_sets(recipe: Recipe, workspace: Workspace) -> list[TestSet]:
-    """Sets that outputs are scored on (`evaluate.split`) of the recipe's languages, cut to `evaluate.limit` each.
+    """Sets that outputs are scored on (`evaluate.split`) of the recipe's languages, `evaluate.limit` drawn from each.
 
     Raises:
         DataError: none of the languages has any.
@@ -78,7 +79,7 @@ def _sets(recipe: Recipe, workspace: Workspace, split: str, limit: int | None) -
     for row in PreparedData(workspace.data).examples(split):
         if row["target_language"] in rows:
             rows[row["target_language"]].append(row)
-    return [TestSet(tag, found[:limit]) for tag, found in rows.items() if found]
+    return [TestSet(tag, drawn(found, limit, "source")) for tag, found in rows.items() if found]
 
 
 def scores(recipe: Recipe, hypotheses: Sequence[str], test: TestSet) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from enc2gen.data.batching import BatchingConfig
+from enc2gen.data.held_out import DRAWN
 from enc2gen.data.mixture import MixtureConfig
 from enc2gen.data.noising import NoiseConfig
 from enc2gen.data.span_corruption import SpanCorruptionConfig, TranslationSpanCorruptionConfig, UL2Config
@@ -133,7 +134,11 @@ class EvaluationConfig(Section):
     split: Literal["test", "dev"] = Field(
         default="test", description="examples that outputs are written for and scored on; dev to choose settings"
     )
-    limit: int | None = Field(default=None, ge=2, description="evaluate at most so many examples per language")
+    limit: int | None = Field(
+        default=None,
+        ge=2,
+        description="evaluate at most so many examples per language, drawn by a hash of their sources",
+    )
     samples: int = Field(default=10, ge=0, description="sample outputs shown per run")
     denoising: bool = Field(
         default=False,
@@ -153,6 +158,8 @@ class EvaluationConfig(Section):
             del content["denoising"], content["noise"]
         if not self.decoding.compile:
             del content["decoding"]["compile"]
+        if self.limit is not None:
+            content["drawn"] = DRAWN
         return content
 
 

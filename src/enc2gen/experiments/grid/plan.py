@@ -62,6 +62,16 @@ class GridRun:
         return VERBS[self.stage]
 
     @property
+    def model(self) -> Path:
+        """Folder of the model that a "pretrain" run leaves."""
+        return (
+            self.folder
+            / "systems"
+            / self.recipe.main_system
+            / ("pretrained" if self.stage == "pretrain" else "initial")
+        )
+
+    @property
     def needs(self) -> tuple[GridRun, ...]:
         """Runs that must be finished before this one begins."""
         return tuple(run for run in (self.start, self.same_training) if run is not None)

@@ -138,7 +138,7 @@ class Planner:
         training = self._training_hash({**content, "seed": seed}, start, cell)
         same = self._trained.get(training)
         if start is not None:
-            content = {**content, "system": {**content["system"], "start": _model_of(start)}}
+            content = {**content, "system": {**content["system"], "start": start.model.as_posix()}}
         system = same.recipe.main_system if same is not None else slug(name)
         whole = digest([training, content.get("evaluate")])
         run = self._run(cell, name, parts, seed, content, system, whole, kind, start=start, settings=settings)
@@ -267,12 +267,6 @@ def _going_on(content: Content, start: GridRun, *, own_pretraining: bool) -> Con
         "encoder": {"name": start.recipe.encoder_of(start.recipe.main_system).name},
         "system": {key: value for key, value in system.items() if key not in dropped},
     }
-
-
-def _model_of(start: GridRun) -> str:
-    """Folder of the model that a pretraining run leaves."""
-    model = "pretrained" if start.stage == "pretrain" else "initial"
-    return (start.folder / "systems" / start.recipe.main_system / model).as_posix()
 
 
 def _limited(content: Content, size: int) -> Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from enc2gen import __version__
-from enc2gen.data.held_out import how_split
+from enc2gen.data.held_out import DRAWN, how_split
 from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.prepare import data_files, fingerprint
@@ -62,7 +63,9 @@ class RunRecord:
         model = recipe.systems[system].whole_model if self.run.start is None else None
         names += [model] if model is not None else []
         depends = [__version__, self.run.stage, system, fingerprint(*names), before]
-        return digest([*depends, *how_split(dataset.fields for dataset in recipe.data.datasets)])
+        depends += how_split(dataset.fields for dataset in recipe.data.datasets)
+        depends += [DRAWN] if self.run.kind != "pretrain" and recipe.evaluate.limit is not None else []
+        return digest(depends)
 
     @property
     def finished(self) -> bool:
@@ -191,3 +194,7 @@ def tidy(run: GridRun) -> None:
     for path in final.glob("*.safetensors") if model.is_dir() else ():
         if (model / path.name).exists():
             link_file(path, model / path.name)
+    for path in (system / "initial").glob("*.safetensors") if run.start is not None else ():
+        other = run.start.model / path.name
+        if other.is_file() and filecmp.cmp(path, other, shallow=False):
+            link_file(other, path)
