@@ -64,12 +64,8 @@ class GridRun:
     @property
     def model(self) -> Path:
         """Folder of the model that a "pretrain" run leaves."""
-        return (
-            self.folder
-            / "systems"
-            / self.recipe.main_system
-            / ("pretrained" if self.stage == "pretrain" else "initial")
-        )
+        name = "pretrained" if self.stage == "pretrain" else "initial"
+        return self.folder / "systems" / self.recipe.main_system / name
 
     @property
     def needs(self) -> tuple[GridRun, ...]:

@@ -194,7 +194,8 @@ def tidy(run: GridRun) -> None:
     for path in final.glob("*.safetensors") if model.is_dir() else ():
         if (model / path.name).exists():
             link_file(path, model / path.name)
-    for path in (system / "initial").glob("*.safetensors") if run.start is not None else ():
-        other = run.start.model / path.name
-        if other.is_file() and filecmp.cmp(path, other, shallow=False):
-            link_file(other, path)
+    if run.start is not None:
+        for path in (system / "initial").glob("*.safetensors"):
+            other = run.start.model / path.name
+            if other.is_file() and filecmp.cmp(path, other, shallow=False):
+                link_file(other, path)
