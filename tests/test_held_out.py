@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,11 +81,12 @@ def test_a_limit_draws_from_all_of_a_sorted_corpus() -> None:
     rows = [
         {"source": f"{language} {number:04d}", "language": language} for language in "abcd" for number in range(250)
     ]
-    few, more = drawn(rows, 100, "source"), drawn(rows, 300, "source")
+    source = itemgetter("source")
+    few, more = drawn(rows, 100, source), drawn(rows, 300, source)
     assert len(few) == 100 and len(more) == 300
     assert all(15 <= sum(row["language"] == language for row in few) <= 35 for language in "abcd")
     assert few == sorted(few, key=rows.index), "in their order"
     assert all(row in more for row in few), "the smaller sample is part of the larger one"
-    turned = drawn(rows[::-1], 100, "source")
+    turned = drawn(rows[::-1], 100, source)
     assert sorted(row["source"] for row in turned) == sorted(row["source"] for row in few), "whatever the order"
-    assert drawn(rows, None, "source") == drawn(rows, 1000, "source") == rows
+    assert drawn(rows, None, source) == drawn(rows, 1000, source) == rows

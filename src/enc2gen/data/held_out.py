@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from enc2gen.data.tasks import Example
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
+Row = TypeVar("Row")
 
 REVERSE_SPLIT = "by the file's source field"
 """How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
@@ -18,17 +18,17 @@ DRAWN = "by a hash of their texts"
 """How examples are chosen where there are more than a limit; part of what scores depend on, where there is one."""
 
 
-def drawn(rows: Sequence[Row], limit: int | None, field: str) -> list[Row]:
+def drawn(rows: Sequence[Row], limit: int | None, text: Callable[[Row], str]) -> list[Row]:
     """At most `limit` of these rows, in their order; all if it is None.
 
-    Chosen by a hash of the text in `field`, so that they are a sample whatever the order (corpora are sorted by
+    Chosen by a hash of the `text` of each, so that they are a sample whatever the order (corpora are sorted by
     language, domain or alphabet), the same in every run, and those of a smaller limit are among those of a larger one.
     """
     if limit is None or len(rows) <= limit:
         return list(rows)
 
     def rank(number: int) -> bytes:
-        return hashlib.sha256(f"limit {rows[number][field]}".encode("utf-8", "surrogatepass")).digest()
+        return hashlib.sha256(f"limit {text(rows[number])}".encode("utf-8", "surrogatepass")).digest()
 
     return [rows[number] for number in sorted(sorted(range(len(rows)), key=rank)[:limit])]
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ def held_out_texts(recipe: Recipe, workspace: Workspace) -> dict[str, list[Row]]
             found.get(row[language], {}).pop(row[text], None)
     found = {language: rows for language, rows in found.items() if rows}
     return {
-        language: drawn(list(rows.values()), recipe.evaluate.limit, "text") for language, rows in sorted(found.items())
+        language: drawn(list(rows.values()), recipe.evaluate.limit, itemgetter("text"))
+        for language, rows in sorted(found.items())
     }
 
 

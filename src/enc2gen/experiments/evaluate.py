@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -79,7 +80,7 @@ def _sets(recipe: Recipe, workspace: Workspace, split: str, limit: int | None) -
     for row in PreparedData(workspace.data).examples(split):
         if row["target_language"] in rows:
             rows[row["target_language"]].append(row)
-    return [TestSet(tag, drawn(found, limit, "source")) for tag, found in rows.items() if found]
+    return [TestSet(tag, drawn(found, limit, itemgetter("source"))) for tag, found in rows.items() if found]
 
 
 def scores(recipe: Recipe, hypotheses: Sequence[str], test: TestSet) -> dict[str, Any]:

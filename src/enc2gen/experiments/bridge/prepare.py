@@ -23,7 +23,7 @@ from enc2gen.data.classification import (
     label_names,
 )
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
-from enc2gen.data.held_out import how_split, unseen
+from enc2gen.data.held_out import drawn, how_split, unseen
 from enc2gen.data.language_files import own_splits
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.errors import ConfigError, DataError
@@ -80,12 +80,13 @@ class PreparedBridgeData:
         return [TextPair(**{**row, "references": tuple(row["references"])}) for row in rows]
 
     def tests(self, recipe: BridgeRecipe) -> dict[str, list[TextPair]]:
-        """Held-out pairs of all stages, by group."""
+        """Held-out pairs of all stages by group, `evaluate.limit` drawn from each."""
         found: dict[str, list[TextPair]] = {}
         for stage in recipe.stages:
             for pair in self.pairs(stage.name, "test"):
                 found.setdefault(pair.group, []).append(pair)
-        return {group: pairs[: recipe.evaluate.limit] for group, pairs in sorted(found.items())}
+        limit = recipe.evaluate.limit
+        return {group: drawn(pairs, limit, lambda pair: pair.source) for group, pairs in sorted(found.items())}
 
 
 def data_key(recipe: BridgeRecipe) -> dict[str, Any]:

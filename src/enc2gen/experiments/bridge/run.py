@@ -15,6 +15,7 @@ from typing import Any, cast
 import transformers
 from rich.console import Console
 
+from enc2gen.data.held_out import DRAWN
 from enc2gen.errors import ConfigError, OutputError
 from enc2gen.experiments.bridge import systems
 from enc2gen.experiments.bridge.analysis import (
@@ -145,6 +146,7 @@ class BridgeRun:
             "prepare": self._prepare_key(),
             "evaluate": self.recipe.evaluate.model_dump(mode="json", exclude=without),
             "max_target_length": self.recipe.max_target_length,
+            **({"drawn": DRAWN} if self.recipe.evaluate.limit is not None else {}),
         }
 
     def _bridge_test_key(self) -> dict[str, Any]:
