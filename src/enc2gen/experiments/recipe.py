@@ -134,11 +134,7 @@ class EvaluationConfig(Section):
     split: Literal["test", "dev"] = Field(
         default="test", description="examples that outputs are written for and scored on; dev to choose settings"
     )
-    limit: int | None = Field(
-        default=None,
-        ge=2,
-        description="evaluate at most so many examples per language, drawn by a hash of their sources",
-    )
+    limit: int | None = Field(default=None, ge=2, description="score so many examples per language, drawn by a hash")
     samples: int = Field(default=10, ge=0, description="sample outputs shown per run")
     denoising: bool = Field(
         default=False,

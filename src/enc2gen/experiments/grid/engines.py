@@ -22,6 +22,9 @@ POLL_SECONDS = 0.2
 CANCEL_SECONDS = 10.0
 """For tasks of a cluster to end their processes before their workers are killed (our choice)."""
 
+KILL = "kill"
+"""What the stop file says if processes are not to save."""
+
 STOP_FILE = "stop"
 """Its presence in an experiment's folder tells the nodes of a cluster to end their processes in order."""
 
@@ -218,9 +221,8 @@ class RayRunner:
 
     def __exit__(self, *exception: object) -> None:
         left = list(self._tasks)
-        for task in left:
-            self._ray.cancel(task)  # first in order: a worker that is killed leaves its process behind
-        if left:
+        if left:  # workers that are killed would leave their processes behind
+            self._stop.write_text(KILL, encoding="utf-8")
             _, left = self._ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
         for task in left:
             self._ray.cancel(task, force=True)
@@ -279,13 +281,16 @@ def _last_line(error: BaseException) -> str:
 
 
 def carry_out(command: Command, folder: str, stop: str) -> Outcome:
-    """Carry out a command in `folder`; it is interrupted as soon as there is a file `stop`."""
+    """Carry out a command in `folder`; it is interrupted as soon as there is a file `stop`, killed if that says so."""
     os.chdir(folder)
     child, told = Child(command), False
     try:
         while (outcome := child.poll()) is None:
-            if not told and Path(stop).exists():
-                child.interrupt()
+            if Path(stop).exists():
+                if Path(stop).read_text(encoding="utf-8") == KILL:
+                    return Outcome(-signal.SIGKILL, 0.0, 0.0)
+                if not told:
+                    child.interrupt()
                 told = True
             time.sleep(POLL_SECONDS)
         return outcome
