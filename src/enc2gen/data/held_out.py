@@ -13,7 +13,6 @@ Row = TypeVar("Row")
 REVERSE_SPLIT = "by the file's source field"
 """How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
 
-
 DRAWN = "by a hash of their texts"
 """How examples are chosen where there are more than a limit; part of what scores depend on, where there is one."""
 
@@ -27,10 +26,13 @@ def drawn(rows: Sequence[Row], limit: int | None, text: Callable[[Row], str]) ->
     if limit is None or len(rows) <= limit:
         return list(rows)
 
-    def rank(number: int) -> bytes:
-        return hashlib.sha256(f"limit {text(rows[number])}".encode("utf-8", "surrogatepass")).digest()
+    ranks = [limit_rank(text(row)) for row in rows]
+    return [rows[number] for number in sorted(sorted(range(len(rows)), key=ranks.__getitem__)[:limit])]
 
-    return [rows[number] for number in sorted(sorted(range(len(rows)), key=rank)[:limit])]
+
+def limit_rank(text: str) -> int:
+    """A number that orders texts at random, the same in every run: the lowest stay where a limit leaves some out."""
+    return int.from_bytes(hashlib.sha256(f"limit {text}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def how_split(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

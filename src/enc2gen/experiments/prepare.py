@@ -19,7 +19,7 @@ from datasets import Dataset
 from enc2gen.corpora.builtin import package_versions, split_of
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records, source_sides
-from enc2gen.data.held_out import reading, unseen
+from enc2gen.data.held_out import limit_rank, reading, unseen
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import encoder_positions
 from enc2gen.errors import ConfigError, DataError
@@ -234,18 +234,13 @@ def _chosen(examples: Iterable[tuple[str, Example]], dataset: DatasetConfig) -> 
             continue
         # A heap with the largest hash on top, which is the first to go; equal sources: the first that was read stays.
         heap = kept.setdefault((split, example.source_language, example.target_language), [])
-        entry = (-_rank(example), -number, example)
+        entry = (-limit_rank(example.group), -number, example)
         if len(heap) < limits[split]:
             heapq.heappush(heap, entry)
         else:
             heapq.heappushpop(heap, entry)
     chosen = ((-number, key[0], example) for key, heap in kept.items() for _, number, example in heap)
     yield from ((split, example) for _, split, example in sorted(chosen, key=lambda entry: entry[0]))
-
-
-def _rank(example: Example) -> int:
-    """A number that orders examples at random, the same in every run; both directions of a pair have the same."""
-    return int.from_bytes(hashlib.sha256(f"limit {example.group}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _plain_texts(recipe: Recipe, data: PreparedData) -> Iterator[tuple[str, str, str]]:
