@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from enc2gen.data.batching import BatchingConfig
 from enc2gen.data.masking import MaskingConfig
@@ -253,3 +253,19 @@ def test_no_dev_texts_is_fine(
     assert result.bits_per_byte is None and result.bits_per_byte_before is None
     assert result.steps == 3
     assert MaskedLanguageModel(result.model).model is result.model
+
+
+def test_rows_of_an_output_projection_of_its_own_are_not_decayed_by_accident(
+    adapt: Callable[..., AdaptationResult], make_encoder: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:  # fmt: skip
+    shape = make_encoder("bert", layers=3, vocabulary=len(tokenizer)).config
+    shape.tie_word_embeddings = False
+    encoder = AutoModelForMaskedLM.from_config(shape)
+    old = encoder.get_output_embeddings().weight.detach().clone()
+    config = settings(embeddings_only=stage(weight_decay=0.1), new_rows_only=True)
+    with pytest.raises(ConfigError, match=r"(?s)embeddings_only.weight_decay.*not tied"):
+        adapt(config, encoder=encoder, new_ids=[7])
+    adapt(settings(embeddings_only=stage(weight_decay=0.0), new_rows_only=True), "second", encoder=encoder, new_ids=[7])
+    moved = (encoder.get_output_embeddings().weight != old).any(dim=1).nonzero().flatten().tolist()
+    assert moved == [7]

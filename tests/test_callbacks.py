@@ -73,9 +73,12 @@ def test_metrics_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
     callback = JsonlMetrics(path)
     callback.on_start(0, 10)
     callback.on_step(_step(1, loss=math.nan, gradient_norm=math.inf))
+    callback.on_validation(ValidationMetrics(step=1, losses={"kk": math.nan, "ug": 2.5}, mean=math.nan, improved=False))
     callback.on_end()
-    record = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    record, validated = (json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines)
     assert record["loss"] is None and record["gradient_norm"] is None
+    assert validated["losses"] == {"kk": None, "ug": 2.5} and validated["mean"] is None
 
 
 def test_metrics_that_cannot_be_written_are_one_clear_error(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from enc2gen.data.classification import (
     label_names,
     script_of,
 )
+from enc2gen.data.language_files import language_file, own_splits
 from enc2gen.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "sib200"
@@ -246,3 +247,22 @@ def test_limiting_takes_the_first_of_each_label_in_a_shuffled_order() -> None:
 )
 def test_scripts_of_languages_as_data_sets_name_them(language: str, script: str) -> None:
     assert script_of(language) == script
+
+
+def test_a_cell_without_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": NaN, "label": "science/technology"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="field 'text' is empty"):
+        CLASSIFICATION_TASKS.get("sib200").load("kaz_Cyrl", "train", path)
+
+
+def test_a_split_in_a_file_name_may_be_called_validation(tmp_path: Path) -> None:
+    for name in ("kk.train.tsv", "kk.valid.tsv"):
+        (tmp_path / name).write_text("text\tlabel\nбір\tsports\n", encoding="utf-8")
+    pattern = tmp_path / "{language}.{split}.tsv"
+    assert language_file(pattern, "kk", "dev") == tmp_path / "kk.valid.tsv"
+    assert own_splits(pattern, "kk") == {"train", "dev"}
+    with pytest.raises(DataError, match=r"kk\.test\.tsv: no file of split 'test' of language 'kk'"):
+        language_file(pattern, "kk", "test")
+    with pytest.raises(DataError, match=r"(?s)no data of language 'ug'.*available: kk"):
+        language_file(pattern, "ug", "train")

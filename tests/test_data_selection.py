@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 import yaml
 from rich.console import Console
 
+from enc2gen.data.batching import source_fingerprint
 from enc2gen.errors import ConfigError, DataError
+from enc2gen.experiments.bridge.recipe import PairsSection
+from enc2gen.experiments.data_config import DatasetConfig
 from enc2gen.experiments.evaluate import evaluation_sets
 from enc2gen.experiments.prepare import PreparedData, fingerprint
 from enc2gen.experiments.recipe import Recipe, load_recipe
@@ -256,3 +260,43 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     corpus.write_text("two", encoding="utf-8")
     os.utime(corpus, ns=(2, 2))
     assert fingerprint(str(corpus)) != first
+
+
+def test_files_of_their_own_hold_their_sources_out_of_training(tmp_path: Path, content: dict[str, Any]) -> None:
+    pairs = (tmp_path / "pairs.tsv").read_text(encoding="utf-8").splitlines()
+    test = tmp_path / "test.tsv"
+    test.write_text("\n".join([pairs[0], *pairs[1:21]]) + "\n", encoding="utf-8")
+    content["data"]["datasets"][0]["test"] = str(test)
+    made = run(tmp_path, content, "prepare")
+    held_out = {source for source, _, _ in rows(made, "test")}
+    assert len(held_out) == 20 and not held_out & {source for source, _, _ in rows(made, "train")}
+
+
+def test_built_in_corpora_are_read_whole_unless_told_otherwise() -> None:
+    fields = {"source_language_field": "source_language", "target_language_field": "target_language"}
+    path = "builtin:localisation?languages=kk"
+    assert DatasetConfig(path=path, fields=fields).split == "all"
+    assert DatasetConfig(path=path, fields=fields, split="train").split == "train"
+    assert DatasetConfig(path=path, fields=fields, dev=path, test=path).split == "train"
+    assert DatasetConfig(path="pairs.tsv", fields=fields).split == "train"
+    assert PairsSection(source="pairs", path=path, fields=fields).split == "all"
+
+
+def test_a_run_folder_that_was_moved_holds_the_same_texts(tmp_path: Path, content: dict[str, Any]) -> None:
+    made = run(tmp_path, content, "prepare")
+    before = source_fingerprint(PreparedData(made.workspace.data).examples("train"))
+    other = source_fingerprint(PreparedData(made.workspace.data).examples("dev"))
+    shutil.copytree(made.workspace.data, tmp_path / "moved", ignore=shutil.ignore_patterns("cache"))
+    assert source_fingerprint(PreparedData(tmp_path / "moved").examples("train")) == before != other
+
+
+def test_the_empty_cell_of_a_table_is_no_plain_text(tmp_path: Path, content: dict[str, Any]) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": NaN}\n{"text": "бір"}\n', encoding="utf-8")
+    content["data"]["monolingual"] = [{"path": str(texts), "language": "kk"}]
+    content["data"]["denoise_targets"] = False
+    made = run(tmp_path, content, "prepare")
+    assert list(PreparedData(made.workspace.data).texts()["text"]) == ["бір"]
+    texts.write_text('{"text": ["a", "b"]}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"texts.jsonl, record 1.*holds a list, not text"):
+        run(tmp_path, content, "prepare", output="second")

@@ -186,6 +186,8 @@ def test_wrong_arguments_are_refused() -> None:
         (["▁བོད་", "ཡིག", "་", "གསར", "།"], ["▁བོད་", "ཡིག་", "གསར།"]),
         (["▁ភាសា", "ខ្មែរ"], ["▁ភាសា", "ខ្មែរ"]),
         (["▁issue", "##", "3"], ["▁issue##3"]),
+        (["Ġ", "##anni", "mar", "id"], ["Ġ##anni", "mar", "id"]),  # a letter of Maltese, in WordPiece
+        (["##", "ĠTit", "le"], ["##", "ĠTitle"]),  # a heading of Markdown, in byte-level BPE
         ([], []),
     ],
 )
@@ -245,3 +247,8 @@ def test_splitting_loses_nothing_but_white_space(text: str, language: str) -> No
     sentences = split_sentences(text, language)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence == sentence.strip() != "" for sentence in sentences)
+
+
+def test_word_starts_of_too_few_sentences_are_refused() -> None:
+    with pytest.raises(DataError, match="1 sentences instead of 2"):
+        Denoiser(NoiseConfig(), mask_token_id=9).noise([[1], [2]], np.random.default_rng(0), [[True]])

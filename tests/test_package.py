@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+
+import pytest
+
+from enc2gen.errors import ConfigError
+from enc2gen.registry import Registry
 
 
 def run(code: str, **environment: str) -> str:
@@ -42,3 +48,14 @@ def test_the_command_knows_the_model_all_the_same() -> None:
         model_type = "AutoConfig.for_model('enc2gen-swcm').model_type"
         code = f"import {module}; from transformers import AutoConfig; print({model_type})"
         assert run(code, ENC2GEN_COMMAND="1") == "enc2gen-swcm"
+
+
+def test_a_lazy_entry_may_be_registered_again_after_its_first_use() -> None:
+    registry: Registry[object] = Registry("thing")
+    registry.add("loads", "json:loads")
+    assert registry.get("loads") is json.loads
+    registry.add("loads", "json:loads")
+    with pytest.raises(ConfigError, match="registered twice"):
+        registry.add("loads", "json:dumps")
+    with pytest.raises(ConfigError, match="registered twice"):
+        registry.add("loads", "json:dumps")

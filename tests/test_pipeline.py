@@ -270,8 +270,10 @@ def test_a_shard_that_is_cut_off_or_missing_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a shard has"):
         PreparedCorpus.open(tmp_path / "out")
     shard.unlink()
-    with pytest.raises(DataError, match="a shard is missing"):
+    with pytest.raises(DataError, match=r"(?s)a shard is missing.*--overwrite"):
         PreparedCorpus.open(tmp_path / "out")
+    prepare_corpus([str(source)], tmp_path / "out", CleaningConfig(language="bo"), workers=1, overwrite=True)
+    assert len(_texts(tmp_path / "out")) == 30
 
 
 def test_nothing_left_says_why_and_leaves_nothing(tmp_path: Path) -> None:
@@ -372,7 +374,7 @@ def test_damaged_and_unfit_sources(tmp_path: Path) -> None:
     cases = {
         "cut.txt.gz": "truncated",
         "bad.jsonl": "not valid JSON",
-        "list.jsonl": "holds no text but list",
+        "list.jsonl": "holds a list, not text",
         "typo.jsonl": "did you mean 'txt'",
         "empty.txt": "all files are empty",
         "gone.txt": "no such file",
@@ -458,3 +460,70 @@ def test_few_documents_leave_no_split_empty() -> None:
     }
     assert split_few_documents("ab", config) == {}
     assert split_few_documents(map(str, range(1001)), config) == {}
+
+
+def _prepare(sources: list[Path | str], output: Path, *against: Path) -> list[str]:
+    config = CleaningConfig(language="bo", filter_language=False, against=tuple(map(str, against)))
+    prepare_corpus(list(map(str, sources)), output, config, workers=1)
+    return _texts(output)
+
+
+def test_parallel_sources_that_were_rewritten_are_noticed(tmp_path: Path) -> None:
+    for side, seed in (("a", 1), ("b", 2)):
+        (tmp_path / f"{side}.txt").write_text("\n".join(_sentences(12, seed=seed)), encoding="utf-8")
+    source = f"{tmp_path / 'a.txt'}|{tmp_path / 'b.txt'}"
+    config = CleaningConfig(language="bo", filter_language=False, reading=ReadingConfig(field="target"))
+    prepare_corpus([source], tmp_path / "out", config, workers=1)
+    (tmp_path / "b.txt").write_text("\n".join(_sentences(12, seed=3)), encoding="utf-8")
+    with pytest.raises(OutputError):
+        prepare_corpus([source], tmp_path / "out", config, workers=1)
+
+
+def test_evaluation_files_of_one_name_count_each(tmp_path: Path) -> None:
+    lines = _sentences(12)
+    source = tmp_path / "corpus.txt"
+    source.write_text("\n".join(lines), encoding="utf-8")
+    tests = tmp_path / "tests"
+    for name, text in (("a", "x" * 40), ("b", "y" * 40)):
+        (tests / name).mkdir(parents=True)
+        (tests / name / "test.txt").write_text(text, encoding="utf-8")
+    assert len(_prepare([source], tmp_path / "out", tests)) == 12
+    (tests / "a" / "test.txt").write_text("\n".join(lines[:2]), encoding="utf-8")
+    with pytest.raises(OutputError):
+        _prepare([source], tmp_path / "out", tests)
+    # in the same process, too, which keeps an index of the test sets
+    assert sorted(_prepare([source], tmp_path / "new", tests)) == sorted(lines[2:])
+
+
+def test_links_keep_their_own_names(tmp_path: Path) -> None:
+    lines = _sentences(12)
+    for number, language in enumerate(("kk", "ug")):
+        (tmp_path / "blobs" / language).mkdir(parents=True)
+        target = tmp_path / "blobs" / language / "part.txt"
+        target.write_text("\n".join(lines[6 * number : 6 * number + 6]), encoding="utf-8")
+        (tmp_path / "corpus" / language).mkdir(parents=True)
+        (tmp_path / "corpus" / language / "part.txt").symlink_to(target)
+    found = find_sources([str(tmp_path / "corpus")], ReadingConfig())
+    assert [source.name for source in found] == ["corpus/kk/part.txt", "corpus/ug/part.txt"]
+
+
+def test_documents_of_duplicates_alone_take_no_place_in_a_split(tmp_path: Path) -> None:
+    lines = _sentences(15)
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(10):  # the last five repeat the first five
+        first = number % 5 * 3
+        (folder / f"{number}.txt").write_text("\n".join(lines[first : first + 3]), encoding="utf-8")
+    for seed in range(4):
+        config = CleaningConfig(
+            language="bo", dev_percent=5, test_percent=5, seed=seed, reading=ReadingConfig(documents="file")
+        )
+        stats = prepare_corpus([str(folder)], tmp_path / f"out{seed}", config, workers=1)
+        assert stats.splits == {"train": 9, "dev": 3, "test": 3}
+
+
+def test_a_first_line_that_is_too_long_is_dropped_with_a_byte_order_mark_too(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"a" * MAX_LINE_BYTES + b"tail\nnext\n")
+    config = ReadingConfig()
+    lines = list(read_lines(find_sources([str(tmp_path / "a.txt")], config), config))
+    assert [(line.problem, line.text[:4]) for line in lines] == [("too-long", "aaaa"), ("", "next")]

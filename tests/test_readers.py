@@ -499,3 +499,16 @@ def test_source_names_are_equal_for_equal_texts(tmp_path: Path, monkeypatch: pyt
     assert source_names("missing/kk.txt", "train") == {str(tmp_path / "missing" / "kk.txt")}
     assert source_names("builtin:names?languages=kk", "train") < source_names("builtin:names", "all")
     assert not source_names("builtin:names", "train") & source_names("builtin:names", "test")
+
+
+def test_a_number_of_too_many_digits_names_the_line(tmp_path: Path) -> None:
+    number = "1" * 5000
+    with pytest.raises(DataError, match=r"(?s)a.jsonl, line 2.*not valid JSON.*digits"):
+        list(read_records(_write(tmp_path / "a.jsonl", f'{{"a": 1}}\n{{"a": {number}}}\n')))
+    with pytest.raises(DataError, match=r"(?s)b.json.*not valid JSON.*digits"):
+        list(read_records(_write(tmp_path / "b.json", f'[{{"a": {number}}}]')))
+
+
+def test_a_line_break_within_a_tsv_field_is_not_blamed_on_quotation_marks(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a field cannot hold a line break"):
+        list(read_records(_write(tmp_path / "a.tsv", "a\tb\none\rtwo\tthree\n")))

@@ -21,6 +21,7 @@ from enc2gen.data.batching import Batch
 from enc2gen.errors import CheckpointError
 from enc2gen.training import Callback, StepMetrics, Trainer, TrainingResult
 from enc2gen.training.runtime import (
+    InterruptFlag,
     restore_rng,
     rng_tensors,
     seed_everything,
@@ -230,3 +231,11 @@ def test_sigterm_does_not_wait_for_the_end_of_a_validation(
     result = run(tmp_path / "signalled", many["a"])
     assert not result.interrupted and result.losses == expected.losses
     assert_same(final_state(tmp_path / "signalled"), final_state(tmp_path / "undisturbed"))
+
+
+def test_torchruns_signal_after_the_batch_systems_own_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
+    with InterruptFlag() as interrupted:
+        for _ in range(2):  # the second would end the process
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted.raised

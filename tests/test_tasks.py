@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +189,24 @@ def test_real_corpora_map_without_loss(file: str, name: str, mapping: dict) -> N
     examples = list(task.examples(records))
     assert len(examples) == task.counts["examples"] >= 0.99 * len(records)
     assert all(example.references[0] == example.target for example in examples)
+
+
+def test_the_empty_cell_of_a_table_is_no_text() -> None:
+    task = build_task("translation", {"source_language": "en", "target_language": "kk"})
+    records = [{"source": "hello", "target": math.nan}, {"source": "one", "target": "бір"}]
+    assert [example.target for example in task.examples(records)] == ["бір"]
+    assert task.counts["empty target"] == 1
+
+
+def test_half_of_an_emoji_is_named_with_its_record() -> None:
+    task = build_task("translation", {"source_language": "en", "target_language": "kk"})
+    records = [{"source": "hello", "target": json.loads('"cut \\ud83d"')}]
+    with pytest.raises(DataError, match=r"pairs\.jsonl, record 1.*'target' holds half of a character \(U\+D83D\)"):
+        list(task.examples(records, where="pairs.jsonl"))
+
+
+def test_questions_about_a_text_are_held_out_together() -> None:
+    task = build_task("reading-comprehension", {"language": "kk"})
+    records = [{"context": "мәтін", "question": question, "answer": "иә"} for question in ("бір?", "екі?")]
+    first, second = task.examples(records)
+    assert first.source != second.source and first.group == second.group == "мәтін"

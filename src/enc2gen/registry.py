@@ -22,13 +22,18 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T | str] = {}
+        self._lazy: dict[str, str] = {}
 
     def add(self, name: str, entry: T | str) -> None:
         """Register `entry`, an object or a lazy `"module:object"`; a second, different object is a `ConfigError`."""
-        present = self._entries.get(name)
+        present, lazy = self._entries.get(name), self._lazy.get(name)
+        if entry == lazy:
+            return
         if present is not None and present is not entry:
             raise ConfigError(f"{self.kind} {name!r} is registered twice: {present!r} and {entry!r}")
         self._entries[name] = entry
+        if isinstance(entry, str):
+            self._lazy[name] = entry
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator form of :meth:`add`."""

@@ -22,6 +22,7 @@ from enc2gen.corpora.deduplication import MinHasher, duplicate_form, form_key
 from enc2gen.corpora.explanations import explanation
 from enc2gen.corpora.filters import LanguageFilter, Refusal, refuse_text
 from enc2gen.corpora.lines import Line
+from enc2gen.corpora.readers import source_files, source_sides
 
 if TYPE_CHECKING:
     from enc2gen.corpora.decontamination import EvaluationIndex
@@ -105,10 +106,18 @@ def _language_filter(language: str, identifier: str) -> LanguageFilter:
 
 
 @lru_cache(maxsize=2)
-def _evaluation_index(paths: tuple[str, ...]) -> EvaluationIndex:
+def _evaluation_index(paths: tuple[str, ...], state: tuple[tuple[str, int, int], ...]) -> EvaluationIndex:
+    """The index of evaluation sets, built once in a process for the files' present `state`."""
     from enc2gen.corpora.decontamination import EvaluationIndex
 
     return EvaluationIndex.from_files([Path(path) for path in paths])
+
+
+def _state(paths: tuple[str, ...]) -> tuple[tuple[str, int, int], ...]:
+    """Size and time of all files of evaluation sets, which may change between two preparations in one process."""
+    sides = [Path(side) for path in paths for side in source_sides(path)]
+    files = [file for side in sides if side.exists() for file in source_files(side)]
+    return tuple((str(file), (found := file.stat()).st_size, found.st_mtime_ns) for file in files)
 
 
 def clean_chunk(chunk: Chunk) -> ChunkResult:
@@ -160,7 +169,9 @@ def _refused_languages(passed: list[_Passed], config: CleaningConfig) -> list[Re
 def _contaminated(passed: list[_Passed], config: CleaningConfig) -> list[Refusal | None]:
     if not config.against:
         return [None] * len(passed)
-    found = _evaluation_index(config.against).contaminated_forms([entry.form for entry in passed])
+    found = _evaluation_index(config.against, _state(config.against)).contaminated_forms(
+        [entry.form for entry in passed]
+    )
     return [Refusal("contaminated", language=config.language) if hit else None for hit in found]
 
 

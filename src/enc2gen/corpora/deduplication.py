@@ -191,6 +191,7 @@ class DuplicateIndex:
     ) -> None:
         self.config = config or NearDuplicateConfig()
         self._folder = folder
+        self._found = False
         self._bands = [f"band_{index}" for index in range(self.config.bands)]
         with self._errors():
             if folder.exists():
@@ -241,27 +242,31 @@ class DuplicateIndex:
         self._insert("lines", pa.table(table))
 
     def duplicates(self) -> Iterator[tuple[int, str, int]]:
-        """Yield (id, "exact-duplicate" or "near-duplicate", id of the line that is kept) by ascending id; closes it.
+        """Yield (id, "exact-duplicate" or "near-duplicate", id of the line that is kept) by ascending id.
 
-        Lines that are linked by a chain of near-duplicates are one group. The earliest line of a group is kept.
+        Lines that are linked by a chain of near-duplicates are one group. The earliest line of a group is kept. They
+        are looked for at the first call, after which no line can be added.
 
         Raises:
             OutputError: the disk is full.
         """
-        try:
-            with self._errors():
+        with self._errors():
+            if not self._found:
                 self._find_exact()
                 self._find_near()
                 self._label_groups()
-                reader = self._database.sql(
+                self._found = True
+            reader = (
+                self._database.cursor()
+                .sql(
                     """SELECT exact.id, 'exact-duplicate', coalesce(groups.kept, exact.kept)
                        FROM exact LEFT JOIN groups ON groups.id = exact.kept
                        UNION ALL SELECT id, 'near-duplicate', kept FROM groups WHERE kept < id ORDER BY 1"""
-                ).to_arrow_reader(_FETCHED_ROWS)
-                for batch in reader:
-                    yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        finally:
-            self.close()
+                )
+                .to_arrow_reader(_FETCHED_ROWS)
+            )
+            for batch in reader:
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def close(self) -> None:
         """Release the files; the index cannot be used afterwards."""

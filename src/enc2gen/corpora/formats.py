@@ -123,9 +123,9 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: a number of more digits than Python reads, too
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            reason = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else str(error))
             raise DataError(
                 f"not valid JSON{column}: {reason}",
                 where=where,
@@ -154,10 +154,12 @@ def _read_json(path: Path) -> Iterator[Record]:
         return
     try:
         array = json.loads("".join(text_lines(path)))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        placed = error if isinstance(error, json.JSONDecodeError) else None
+        reason = f" at column {placed.colno}: {placed.msg}" if placed else f": {error}"
         raise DataError(
-            f"not valid JSON at column {error.colno}: {error.msg}",
-            where=f"{path}, line {error.lineno}",
+            f"not valid JSON{reason}",
+            where=f"{path}, line {placed.lineno}" if placed else str(path),
             remedy="repair the file, or write JSON Lines (one object per line), which is read line by line",
         ) from error
     for number, record in enumerate(array, 1):
@@ -204,10 +206,13 @@ def _read_table(path: Path, rows: Any) -> Iterator[Record]:
                 )
             yield dict(zip(header, row, strict=True))
     except csv.Error as error:
+        quoted = rows.dialect.quoting != csv.QUOTE_NONE
         raise DataError(
             f"not a valid table: {error}",
             where=f"{path}, line {rows.line_num}",
-            remedy="close every quotation mark; a field with a line break needs them",
+            remedy="close every quotation mark; a field with a line break needs them"
+            if quoted
+            else "end lines with LF or CR LF; a field cannot hold a line break (write .csv or .jsonl for that)",
         ) from error
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from enc2gen.corpora.readers import EXTENSIONS, known_extension, read_records, source_files
+from enc2gen.corpora.text_values import as_text
 from enc2gen.errors import DataError
 
 MAX_LINE_BYTES = 2**20
@@ -55,7 +56,9 @@ class ReadingConfig(BaseModel):
     format: str | None = Field(default=None, description="File format, where the extension does not tell.")
     split: str = Field(default="train", description="Split of a Hub data set.")
     encoding: str | None = Field(
-        default=None, description="Encoding of text that is not UTF-8; without it, it is dropped."
+        default=None,
+        description="Encoding of plain text and JSON Lines that are not UTF-8; without it, such lines are dropped. "
+        "Other formats have to be UTF-8.",
     )
 
     @field_validator("encoding")
@@ -109,9 +112,9 @@ def find_sources(sources: Sequence[str], config: ReadingConfig) -> list[Source]:
     Raises:
         DataError: a source is not there, or files are in another encoding than UTF-8 and `encoding` is not given.
     """
-    existing = [Path(source) for source in sources if _is_path(source)]
-    folders = [path.resolve().parent for path in existing]
-    common = Path(os.path.commonpath(folders)) if folders else Path()
+    # Links keep their own names: what they point at, as in a cache of the Hub, may be named by hashes, or alike.
+    folders = [os.path.dirname(os.path.abspath(source)) for source in sources if _is_path(source)]
+    common = os.path.commonpath(folders) if folders else ""
     found: list[Source] = []
     for source in sources:
         if not _is_path(source):
@@ -120,7 +123,7 @@ def find_sources(sources: Sequence[str], config: ReadingConfig) -> list[Source]:
             continue
         for path in source_files(Path(source), config.format):
             if path.stat().st_size:
-                name = path.resolve().relative_to(common).as_posix() if _inside(path, common) else path.name
+                name = Path(os.path.abspath(path)).relative_to(common).as_posix()
                 found.append(Source(name, path, config.format or EXTENSIONS.get(known_extension(path), "records")))
     if not found:
         raise DataError(
@@ -132,10 +135,6 @@ def find_sources(sources: Sequence[str], config: ReadingConfig) -> list[Source]:
 
 def _is_path(source: str) -> bool:
     return not source.startswith(("hub:", "builtin:")) and Path(source).exists()
-
-
-def _inside(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder)
 
 
 def _check_encodings(sources: Sequence[Source], config: ReadingConfig) -> None:
@@ -263,15 +262,14 @@ def _wide_encoding(path: Path, fallback: str | None) -> str | None:
 def _byte_lines(file: IO[bytes], limit: int, fallback: str | None) -> Iterator[tuple[str, str]]:
     first = True
     while raw := file.readline(limit):
-        if first:
-            raw, first = raw.removeprefix(codecs.BOM_UTF8), False
+        whole, first = (raw.removeprefix(codecs.BOM_UTF8) if first else raw), False
         if len(raw) >= limit and not raw.endswith(b"\n"):
-            shown = raw[:1000].decode("utf-8", "ignore")
+            shown = whole[:1000].decode("utf-8", "ignore")
             while raw and not raw.endswith(b"\n"):
                 raw = file.readline(limit)
             yield shown, "too-long"
             continue
-        yield _decoded(raw.removesuffix(b"\n").removesuffix(b"\r"), fallback)
+        yield _decoded(whole.removesuffix(b"\n").removesuffix(b"\r"), fallback)
 
 
 def _wide_lines(file: IO[bytes], encoding: str, limit: int) -> Iterator[tuple[str, str]]:
@@ -318,8 +316,8 @@ def _records(source: Source, config: ReadingConfig) -> Iterator[tuple[dict[str, 
 def _json_object(text: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
+    except (ValueError, RecursionError) as error:  # ValueError: a number of more digits than Python reads, too
+        reason = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else str(error))
         raise DataError(
             f"not valid JSON: {reason}",
             where=where,
@@ -343,12 +341,4 @@ def _field(record: dict[str, Any], field: str, source: str, number: int) -> Any:
 
 
 def _as_text(value: Any, field: str, source: str, number: int) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str | int | float):
-        raise DataError(
-            f"field {field!r} of record {number} holds no text but {type(value).__name__}",
-            where=source,
-            remedy="name a field of text with --field",
-        )
-    return str(value)
+    return as_text(value, field, where=f"{source}, record {number}", remedy="name a field of text with --field")

@@ -15,7 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from enc2gen.corpora.filters import LanguageFilter
 from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS
 from enc2gen.corpora.lines import Source, find_sources, read_lines
 from enc2gen.corpora.output_folder import OutputFolder, fingerprint
-from enc2gen.corpora.readers import read_records, source_files
+from enc2gen.corpora.readers import read_records, source_files, source_sides
 from enc2gen.corpora.shards import FORMAT, FORMAT_VERSION, SPLITS, PreparedCorpus, ShardWriter, read_json, write_json
 from enc2gen.errors import DataError
 
@@ -129,8 +129,17 @@ def _evaluation_files(config: CleaningConfig) -> dict[str, Path]:
     for number, name in enumerate(config.against):
         read_records(name)  # complains about what is neither a file nor a data set
         for path in source_files(Path(name)) if Path(name).exists() else ():
-            files[f"against {number}: {path.name}"] = path
+            inside = path.relative_to(name).as_posix() if Path(name).is_dir() else path.name
+            files[f"against {number}: {inside}"] = path
+        for side in _parallel_files(name):
+            files[f"against {number}: {side.name}"] = side
     return files
+
+
+def _parallel_files(source: str) -> list[Path]:
+    """The files on both sides of `FIRST|SECOND`; none of another source."""
+    sides = source_sides(source)
+    return [Path(side) for side in sides if Path(side).is_file()] if len(sides) > 1 else []
 
 
 def _identity(
@@ -139,6 +148,7 @@ def _identity(
     """Everything that the output depends on; evaluation sets count by name and content, not by their folder."""
     against = tuple(Path(name).name if Path(name).exists() else name for name in config.against)
     inputs = {file.name: file.path for file in files if file.path is not None}
+    inputs |= {str(side): side for file in files if file.path is None for side in _parallel_files(file.name)}
     return {
         "config": config.model_copy(update={"against": against}).model_dump(mode="json"),
         "inputs": [fingerprint({**inputs, **evaluation}), *(file.name for file in files if file.path is None)],
@@ -196,18 +206,27 @@ def _rows(folder: OutputFolder, columns: Sequence[str]) -> Iterator[list[dict[st
                 yield batch.to_pylist()
 
 
-def _find_duplicates(
+def _duplicate_index(
     folder: OutputFolder, config: CleaningConfig, total: int, notify: Callable[[Progress], None]
-) -> Iterator[tuple[int, str, int]]:
-    """Phase 2: yield (id, reason, id of the kept line) of every duplicate, by ascending id."""
-    if config.duplicates == "none":
-        return
+) -> DuplicateIndex:
+    """Phase 2: an index of all lines that passed phase 1."""
     index, done = DuplicateIndex(folder.index, config.near_duplicates), 0
     for rows in _rows(folder, ("id", "key", "bands")):
         index.add([row["id"] for row in rows], [row["key"] for row in rows], [row["bands"] for row in rows])
         done += len(rows)
         notify(Progress("duplicates", done, done, total))
-    yield from index.duplicates()
+    return index
+
+
+def _documents(folder: OutputFolder, duplicates: Iterator[tuple[int, str, int]]) -> Iterator[str]:
+    """The document of every line but the duplicates, in input order."""
+    duplicate = next(duplicates, None)
+    for rows in _rows(folder, ("id", "document")):
+        for row in rows:
+            if duplicate is not None and duplicate[0] == row["id"]:
+                duplicate = next(duplicates, None)
+            else:
+                yield row["document"]
 
 
 def _write(
@@ -220,12 +239,17 @@ def _write(
     """Phases 2 and 3: write all lines but the duplicates, and return the manifest."""
     passed = stats.read - stats.total_dropped
     folder.partial.mkdir(parents=True)
-    names = (row["document"] for rows in _rows(folder, ("document",)) for row in rows)
-    splits = _SplitWriter(folder.partial, config, split_few_documents(names, config))
-    dropped = folder.partial / "dropped" if explain else None
-    duplicates, done = _find_duplicates(folder, config, passed, notify), 0
-    duplicate = next(duplicates, None)
-    with Explanations.opened(folder.positions, dropped) as explanations:
+    dropped, done = folder.partial / "dropped" if explain else None, 0
+    with ExitStack() as stack:
+        if config.duplicates == "none":
+            index = None
+        else:
+            index = stack.enter_context(closing(_duplicate_index(folder, config, passed, notify)))
+        documents = _documents(folder, index.duplicates() if index else iter(()))
+        splits = _SplitWriter(folder.partial, config, split_few_documents(documents, config))
+        duplicates = index.duplicates() if index else iter(())
+        duplicate = next(duplicates, None)
+        explanations = stack.enter_context(Explanations.opened(folder.positions, dropped))
         for path in sorted(folder.chunks.glob("*.jsonl")) if explain else ():
             explanations.copy(path)
         for rows in _rows(folder, ("id", "text", "document", "source", "line")):

@@ -127,7 +127,9 @@ class PreparedCorpus:
                 size = path.stat().st_size if path.is_file() else None
                 if size != shard["bytes"]:
                     found = "is missing" if size is None else f"has {size:,} bytes instead of {shard['bytes']:,}"
-                    raise DataError(f"a shard {found}", where=str(path), remedy="copy it again, or " + remedy)
+                    raise DataError(
+                        f"a shard {found}", where=str(path), remedy=f"copy it again, or {remedy}, with --overwrite"
+                    )
         return cls(folder, manifest)
 
     @property

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from enc2gen.corpora.languages import default_script, normalise_language
 from enc2gen.corpora.readers import Record, read_records
+from enc2gen.corpora.text_values import as_text, check_whole
 from enc2gen.data.language_files import hub_source, language_file, languages_in, near_languages
 from enc2gen.errors import ConfigError, DataError, LanguageError
 from enc2gen.registry import Registry
@@ -171,7 +172,8 @@ def _first(record: Record, fields: Sequence[str], where: str) -> str:
 
 def _text(record: Record, field: str, where: str) -> str:
     value = record[_first(record, (field,), where)]
-    text = "" if value is None else str(value).strip()
+    remedy = "name a field of text in the task's template or label_fields"
+    text = check_whole(as_text(value, field, where=where, remedy=remedy).strip(), field, where=where)
     if not text:
         raise DataError(f"field {field!r} is empty", where=where, remedy="fill it in or leave the record out")
     return text

@@ -13,6 +13,12 @@ Row = TypeVar("Row")
 REVERSE_SPLIT = "by the file's source field"
 """How pairs read in reverse are split; part of what prepared data depend on, where there are any."""
 
+OWN_FILES = "without the sources of dev and test files"
+"""What is trained on where dev or test have files of their own; part of what prepared data depend on, where they do."""
+
+BY_CONTEXT = "by the context"
+"""How questions are split; part of what prepared data depend on, where there are any."""
+
 DRAWN = "by a hash of their texts"
 """How examples are chosen where there are more than a limit; part of what scores depend on, where there is one."""
 
@@ -35,9 +41,20 @@ def limit_rank(text: str) -> int:
     return int.from_bytes(hashlib.sha256(f"limit {text}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def how_split(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What identifies the split of pairs that tasks' mappings read in reverse; empty if all are read forwards alone."""
-    return [REVERSE_SPLIT] if any(map(_read_in_reverse, mappings)) else []
+def how_split(task: str, fields: Mapping[str, Any], *, own_files: bool = False) -> dict[str, str]:
+    """What identifies the split of a data set beside its settings; empty if it is by a hash of the source alone.
+
+    Args:
+        task: name of the task.
+        fields: the task's mapping.
+        own_files: dev or test has a file of its own.
+    """
+    marks = {
+        "reverse_split": REVERSE_SPLIT if _read_in_reverse(fields) else None,
+        "own_files": OWN_FILES if own_files else None,
+        "question_split": BY_CONTEXT if task == "reading-comprehension" else None,
+    }
+    return {name: mark for name, mark in marks.items() if mark is not None}
 
 
 def reading(example: Example) -> tuple[str, str | None, str]:
@@ -51,20 +68,22 @@ def unseen(
     *,
     where: str,
     log: Callable[[str], None],
+    own_files: bool = False,
 ) -> Iterator[tuple[str, Example]]:
     """Examples with their split ("train", "dev" or "test"), without those whose source another split holds out.
 
-    Pairs that are read in reverse are split by the text that they write, of which one source may have several: training
-    examples are left out if their source is in dev or test, dev examples if it is in test. Pairs that are read forwards
-    alone are split by their source, and pass unread.
+    Pairs that are read in reverse are split by the text that they write, of which one source may have several, and
+    files of dev and test may repeat what is trained on: training examples are left out if their source is in dev or
+    test, dev examples if it is in test. Other examples are split by their source, and pass unread.
 
     Args:
-        read: reads the examples from the start; called twice for pairs that are read in reverse.
+        read: reads the examples from the start; called twice if any may be left out.
         fields: the task's mapping.
         where: what is read, for the log.
         log: told how many were left out, if any.
+        own_files: dev or test has a file of its own.
     """
-    if not _read_in_reverse(fields):
+    if not (own_files or _read_in_reverse(fields)):
         yield from read()
         return
     places: dict[tuple[str, str | None, str], str] = {}
@@ -78,7 +97,7 @@ def unseen(
         else:
             left_out += 1
     if left_out:
-        log(f"{where}: {left_out:,} pairs left out, whose source is held out with another translation")
+        log(f"{where}: {left_out:,} examples left out, whose source is held out for dev or test")
 
 
 def _read_in_reverse(fields: Mapping[str, Any]) -> bool:

@@ -29,11 +29,12 @@ def language_file(path: str | Path, language: str, split: str) -> Path | None:
     text = str(path)
     if text.startswith("hub:"):
         return None
-    place = Path(text.replace("{language}", language).replace("{split}", split))
+    places = [Path(text.replace("{language}", language).replace("{split}", name)) for name in _SPLIT_NAMES[split]]
+    place = next((found for found in places if found.exists()), places[0])
     if not place.exists():
         if _HUB_NAME.fullmatch(text) and not known_extension(place):
             return None
-        raise _missing(path, language, place)
+        raise _missing(path, language, place, split)
     return _split_file(place, language, split) if place.is_dir() else place
 
 
@@ -93,7 +94,7 @@ def _split_file(folder: Path, language: str, split: str) -> Path:
             if file.parent == inner and file.name.split(".")[0] == name:
                 return file
     if inner == folder and any(p.is_dir() for p in folder.iterdir()):
-        raise _missing(folder, language, folder / language)
+        raise _missing(folder, language, folder / language, split)
     raise DataError(
         f"no file of split {split!r}",
         where=str(inner),
@@ -101,8 +102,15 @@ def _split_file(folder: Path, language: str, split: str) -> Path:
     )
 
 
-def _missing(path: str | Path, language: str, place: Path) -> DataError:
+def _missing(path: str | Path, language: str, place: Path, split: str) -> DataError:
     names = languages_in(path)
+    if language in names:
+        wanted = " or ".join(_SPLIT_NAMES[split])
+        return DataError(
+            f"no file of split {split!r} of language {language!r}",
+            where=str(place),
+            remedy=f"in its name, {{split}} stands for {wanted}" if "{split}" in str(path) else f"wanted: {wanted}",
+        )
     remedy = f"{near_languages(language, names)}available: {', '.join(names)}" if names else "check the path"
     return DataError(
         f"no data of language {language!r}" if names else "no such file or folder", where=str(place), remedy=remedy

@@ -86,6 +86,8 @@ class Denoiser:
         Raises:
             DataError: `word_starts` does not have the shape of `sentences`.
         """
+        if word_starts is not None and len(word_starts) != len(sentences):
+            raise DataError(f"word_starts has {len(word_starts)} sentences instead of {len(sentences)}")
         order = list(range(len(sentences)))
         if self.config.permute_sentences:
             order = rng.permutation(len(sentences)).tolist()
@@ -147,6 +149,7 @@ _UNSPACED = re.compile(
 )
 _TIBETAN_SYLLABLE_ENDS = ("\u0f0b", "\u0f0c", "\u0f0d", "\u0f0e")  # tsheg, hard tsheg, shad, double shad
 _SPACE_MARKS = ("\u2581", "\u0120")  # SentencePiece, byte-level BPE
+_CONTINUATION = re.compile(r"##\w")  # WordPiece; a byte-level vocabulary never joins letters to punctuation
 
 
 def word_starts(pieces: Sequence[str]) -> list[bool]:
@@ -156,13 +159,22 @@ def word_starts(pieces: Sequence[str]) -> list[bool]:
     WordPiece ("##" on continuations) mark it. Scripts without spaces have no such mark: in Han, Kana, Thai,
     Lao, Khmer and Burmese each piece is a word; in Tibetan a syllable is, and it ends with a tsheg or shad.
     """
-    wordpiece = not any(piece.startswith(_SPACE_MARKS) for piece in pieces)
+    wordpiece = _is_wordpiece(pieces)
     starts: list[bool] = []
     for index, piece in enumerate(pieces):
         marked = not piece.startswith("##") if wordpiece else piece.startswith(_SPACE_MARKS)
         after_syllable = index > 0 and pieces[index - 1].endswith(_TIBETAN_SYLLABLE_ENDS)
         starts.append(index == 0 or marked or after_syllable or _UNSPACED.search(piece) is not None)
     return starts
+
+
+def _is_wordpiece(pieces: Sequence[str]) -> bool:
+    """Whether pieces are WordPiece's. U+0120 does not tell by itself: it is a letter of Maltese, too."""
+    if any(piece.startswith(_SPACE_MARKS[0]) for piece in pieces):
+        return False
+    if any(_CONTINUATION.match(piece) for piece in pieces):
+        return True
+    return not any(piece.startswith(_SPACE_MARKS[1]) for piece in pieces)
 
 
 # What ends a sentence wherever it stands. Escapes, because many of these look like other marks or turn the

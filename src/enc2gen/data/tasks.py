@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from enc2gen.corpora.languages import normalise_language
+from enc2gen.corpora.text_values import as_text, check_whole
 from enc2gen.errors import ConfigError, DataError
 from enc2gen.registry import Registry
 
@@ -28,7 +29,7 @@ class Example:
 
     `references` are all accepted targets, the first of them `target`; every task fills them. `group` is what
     decides train, dev or test: the text of the file's source field, whichever way a pair is read, so that no
-    direction gives away another.
+    direction gives away another; of a question, its context.
     """
 
     source: str
@@ -68,21 +69,12 @@ class _Record:
         return [text for item in values if (text := self._as_text(item, field))]
 
     def text(self, field: str) -> str:
-        """The text of a field, without surrounding white space; empty for null."""
+        """The text of a field, without surrounding white space; empty for null and NaN."""
         return self._as_text(self.value(field), field)
 
     def _as_text(self, value: Any, field: str) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return value.strip()
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(value)  # untyped TSV and CSV readers turn the answer "1984" into a number
-        raise DataError(
-            f"field {field!r} holds a {type(value).__name__}, not text",
-            where=self.where,
-            remedy="name a text field; a dot reaches into nested ones, as in 'answers.text'",
-        )
+        remedy = "name a text field; a dot reaches into nested ones, as in 'answers.text'"
+        return check_whole(as_text(value, field, where=self.where, remedy=remedy).strip(), field, where=self.where)
 
 
 def _look_up(fields: Mapping[str, Any], name: str) -> tuple[bool, Any]:
@@ -345,7 +337,8 @@ class ReadingComprehension(Task[ReadingComprehensionConfig]):
         targets = self._targets(record, config.answers)
         source = config.template.format(question=question, context=context) if question and context else ""
         read = cast(str, self._language(record, "language"))
-        yield self._example(source, targets, read, self._language(record, "target_language") or read)
+        example = self._example(source, targets, read, self._language(record, "target_language") or read)
+        yield replace(example, group=context)  # all questions about a text are held out together, or none
 
 
 def build_task(name: str, mapping: Mapping[str, Any], *, where: str | None = None) -> Task[Any]:

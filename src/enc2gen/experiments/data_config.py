@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from enc2gen.data.held_out import how_split
-from enc2gen.experiments.recipe_fields import Section, check_task
+from enc2gen.experiments.recipe_fields import SPLIT, Section, check_task, whole_builtin
 
 StageName = Literal["pretrain", "finetune"]
 STAGE_NAMES: tuple[StageName, ...] = ("pretrain", "finetune")
@@ -25,7 +25,7 @@ class DatasetConfig(Section):
         description="translation, summarisation, reading-comprehension, continuation, text-to-text",
     )
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
-    split: str = Field(default="train", description="split to read, for Hub data sets")
+    split: str = Field(default="train", description=SPLIT)
     dev: str | None = Field(default=None, description="development file; without it, dev_percent of `path`")
     test: str | None = Field(default=None, description="test file; without it, test_percent of `path`")
     dev_split: str = Field(default="validation", description="split of a Hub data set in `dev`")
@@ -48,6 +48,17 @@ class DatasetConfig(Section):
         default=None, ge=1, description="keep at most so many development examples, chosen like train_limit's"
     )
     licence: str = Field(default="", description="licence or terms of use, for the model card")
+
+    @property
+    def own_files(self) -> bool:
+        """Whether dev or test has a file of its own."""
+        return self.dev is not None or self.test is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_builtin(cls, content: Any) -> Any:
+        held_out = isinstance(content, dict) and (content.get("dev") or content.get("test"))
+        return content if held_out else whole_builtin(content)
 
     @model_validator(mode="after")
     def _task_mapping_is_valid(self) -> DatasetConfig:
@@ -93,12 +104,11 @@ class DataConfig(Section):
         """What prepared data depend on: all settings but the licences, limits only where they are set."""
         content = self.model_dump(mode="json")
         drop_licences(content)
-        for dataset in content["datasets"]:
+        for dataset, config in zip(content["datasets"], self.datasets, strict=True):
+            dataset |= how_split(config.task, config.fields, own_files=config.own_files)
             for name in ("train_limit", "dev_limit", "dev_split", "test_split"):
                 if dataset[name] == DatasetConfig.model_fields[name].default:
                     del dataset[name]
-            for split in how_split([dataset["fields"]]):
-                dataset["reverse_split"] = split
         for corpus in content["monolingual"]:
             if not corpus["test_percent"]:
                 del corpus["test_percent"]

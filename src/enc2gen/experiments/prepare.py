@@ -19,6 +19,7 @@ from datasets import Dataset
 from enc2gen.corpora.builtin import package_versions, split_of
 from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records, source_sides
+from enc2gen.corpora.text_values import as_text, check_whole
 from enc2gen.data.held_out import limit_rank, reading, unseen
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.encoders.loading import encoder_positions
@@ -52,7 +53,9 @@ class PreparedData:
         path = self.folder / f"{name}.parquet"
         if pq.read_metadata(path).num_rows == 0:  # which from_parquet does not take
             return Dataset(pq.read_table(path))
-        return Dataset.from_parquet(str(path), cache_dir=str(self.folder / "cache"))
+        found = Dataset.from_parquet(str(path), cache_dir=str(self.folder / "cache"))
+        # Its own fingerprint stands for the file's place and time: a run that was moved would not go on.
+        return Dataset(found.data, found.info, found.split, fingerprint=_hashed(path, path.stat().st_mtime_ns))
 
     def examples(self, split: str) -> Dataset:
         """Examples of `train`, `dev` or `test`; in `train` also those that are read for the vocabulary only."""
@@ -69,7 +72,7 @@ class PreparedData:
         return self._open("monolingual")
 
     def held_out_texts(self) -> Dataset:
-        """Plain texts that no stage trains on."""
+        """Plain texts that their corpus holds out; another corpus may have one of them, too."""
         if not (self.folder / "monolingual-test.parquet").exists():  # data of before there were any
             return self.texts().select([])
         return self._open("monolingual-test")
@@ -199,7 +202,8 @@ def _split_examples(dataset: DatasetConfig, recipe: Recipe) -> Iterator[tuple[st
 
 def _held_apart(dataset: DatasetConfig, recipe: Recipe, log: Callable[[str], None]) -> Iterator[tuple[str, Example]]:
     """Examples with their split, none with a source that a split held out from it has."""
-    return unseen(partial(_split_examples, dataset, recipe), dataset.fields, where=dataset.path, log=log)
+    read = partial(_split_examples, dataset, recipe)
+    return unseen(read, dataset.fields, where=dataset.path, log=log, own_files=dataset.own_files)
 
 
 def _grouped(examples: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, Example]]:
@@ -259,9 +263,10 @@ def _corpus_texts(corpus: MonolingualConfig, recipe: Recipe) -> Iterator[tuple[s
     fixed = normalise_language(corpus.language) if corpus.language else None
     columns = [corpus.field] + ([corpus.language_field] if corpus.language_field else [])
     records = read_records(_expand(corpus.path, recipe), split=corpus.split, columns=columns)
-    for record in islice(records, corpus.limit):
-        text = str(record[corpus.field] or "").strip()
-        if text:
+    for number, record in enumerate(islice(records, corpus.limit), 1):
+        where = f"{corpus.path}, record {number}"
+        text = as_text(record[corpus.field], corpus.field, where=where, remedy="name a field of text").strip()
+        if check_whole(text, corpus.field, where=where):
             yield text, fixed or normalise_language(str(record[str(corpus.language_field)]), where=corpus.path)
 
 

@@ -33,6 +33,16 @@ def field_errors() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
+SPLIT = "split to read; without it train of Hub data sets, all of built-in corpora"
+
+
+def whole_builtin(content: Any) -> Any:
+    """A section's content, in which a built-in corpus without a split is read whole: shares are held out of that."""
+    if isinstance(content, dict) and str(content.get("path", "")).startswith("builtin:"):
+        return {"split": "all", **content}
+    return content
+
+
 def check_task(name: str, fields: Mapping[str, Any]) -> None:
     """`ValueError` unless there is a task `name` whose mapping can be built of `fields`."""
     with field_errors():

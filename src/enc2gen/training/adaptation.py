@@ -297,7 +297,8 @@ class _Adaptation:
                 "new rows": self.new_ids if only_new else None,
             },
         )
-        with _trained(self.model, name, lora, self.seed), _only_rows(self.model, self.new_ids if only_new else None):
+        rows = self.new_ids if only_new else None
+        with _trained(self.model, name, lora, self.seed), _only_rows(self.model, rows, settings.weight_decay):
             trainer = Trainer(
                 self.model,
                 stream,
@@ -371,14 +372,21 @@ def _tables(model: MaskedLanguageModel) -> list[nn.Module]:
 
 
 @contextmanager
-def _only_rows(model: MaskedLanguageModel, rows: Sequence[int] | None) -> Iterator[None]:
+def _only_rows(model: MaskedLanguageModel, rows: Sequence[int] | None, weight_decay: float) -> Iterator[None]:
     """Gradients of all other rows of the embedding tables are zero; nothing is changed if `rows` is None.
 
-    AdamW leaves a row without gradient bit for bit as it is, as long as it is not decayed.
+    AdamW leaves a row without gradient bit for bit as it is, as long as it is not decayed; an output projection with
+    a table of its own is, as every matrix.
     """
     handles = []
     if rows is not None:
         tables = {id(table.weight): cast(Tensor, table.weight) for table in _tables(model)}
+        if weight_decay and len(tables) > 1:
+            raise ConfigError(
+                "weight decay would change old rows of the output projection, which is not tied to the embeddings",
+                where="embeddings_only.weight_decay",
+                remedy="set it to 0, or new_rows_only to false",
+            )
         for weight in tables.values():
             mask = weight.new_zeros(weight.shape[0], 1)
             mask[list(rows)] = 1.0

@@ -185,8 +185,7 @@ class JsonlMetrics(Callback):
             return
         try:
             # JSON has no NaN and no infinity: an update that was not finite is null
-            values = {key: None if _not_finite(value) else value for key, value in record.items()}
-            self._file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._error(error) from error
@@ -204,8 +203,10 @@ class JsonlMetrics(Callback):
             self._file = None
 
 
-def _not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TensorBoard(Callback):

@@ -100,7 +100,11 @@ def _alive(pid: int | None) -> bool:
 
 
 class InterruptFlag:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; the second acts as usual."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; the second acts as usual.
+
+    Under torchrun a second SIGTERM does nothing: a batch system may signal every process, and torchrun hands its own
+    signal on to processes that have had one. It kills what has not ended after 30 seconds.
+    """
 
     def __init__(self) -> None:
         self.raised = False
@@ -119,6 +123,8 @@ class InterruptFlag:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.raised = True
+        if number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ:
+            return
         signal.signal(number, self._previous[number] or signal.SIG_DFL)
 
 

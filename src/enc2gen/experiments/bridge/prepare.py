@@ -100,13 +100,12 @@ def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
         if isinstance(data, CodeSwitchedSection)
         for tag in data.languages
     ]
-    in_reverse = how_split(
-        data.fields for stage in recipe.stages for data in stage.data if isinstance(data, PairsSection)
-    )
+    pairs = [data for stage in recipe.stages for data in stage.data if isinstance(data, PairsSection)]
+    splits = {mark for data in pairs for mark in how_split(data.task, data.fields).values()}
     return {
         "version": __version__,
         "seed": recipe.seeds[0],
-        **({"reverse_split": in_reverse} if in_reverse else {}),
+        **({"reverse_split": sorted(splits)} if splits else {}),
         "task": task.model_dump(mode="json") if task else None,
         "stages": {stage.name: [data.model_dump(mode="json") for data in stage.data] for stage in recipe.stages},
         "files": fingerprint(

@@ -13,7 +13,16 @@ from enc2gen.data.batching import BatchingConfig
 from enc2gen.errors import ConfigError
 from enc2gen.evaluation.llm_alone import INSTRUCTION
 from enc2gen.experiments.recipe import problems, read_content, validated
-from enc2gen.experiments.recipe_fields import RUN_NAME, Languages, Metrics, Section, check_task, field_errors
+from enc2gen.experiments.recipe_fields import (
+    RUN_NAME,
+    SPLIT,
+    Languages,
+    Metrics,
+    Section,
+    check_task,
+    field_errors,
+    whole_builtin,
+)
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.models.bridge.aligner import AlignerConfig
 from enc2gen.models.bridge.fusion import build_fusion
@@ -110,7 +119,7 @@ class PairsSection(Section):
     path: str = Field(description="file, folder, hub:owner/name or builtin:localisation")
     task: str = Field(default="translation", description="translation, text-to-text, reading-comprehension, ...")
     fields: dict[str, Any] = Field(default_factory=dict, description="the task's mapping of fields and languages")
-    split: str = Field(default="train", description="split to read, for Hub data sets")
+    split: str = Field(default="train", description=SPLIT)
     languages: Languages | None = Field(
         default=None, description="train on sources in these languages only; []: on none, the pairs are for testing"
     )
@@ -118,6 +127,11 @@ class PairsSection(Section):
     dev_percent: int = Field(default=5, ge=1, le=50, description="share held out for development, by hash")
     test_percent: int = Field(default=5, ge=0, le=98, description="share held out for testing, by hash")
     limit: int | None = Field(default=None, ge=2, description="train on at most so many pairs per source language")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_builtin(cls, content: Any) -> Any:
+        return whole_builtin(content)
 
     @model_validator(mode="after")
     def _task_mapping_is_valid(self) -> PairsSection:

@@ -63,7 +63,8 @@ class RunRecord:
         model = recipe.systems[system].whole_model if self.run.start is None else None
         names += [model] if model is not None else []
         depends = [__version__, self.run.stage, system, fingerprint(*names), before]
-        depends += how_split(dataset.fields for dataset in recipe.data.datasets)
+        splits = [how_split(data.task, data.fields, own_files=data.own_files) for data in recipe.data.datasets]
+        depends += sorted({mark for marks in splits for mark in marks.values()})
         depends += [DRAWN] if self.run.kind != "pretrain" and recipe.evaluate.limit is not None else []
         return digest(depends)
 
