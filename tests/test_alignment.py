@@ -215,6 +215,31 @@ def test_one_file_in_each_form(tmp_path: Path, records: list[dict[str, Any]]) ->
     assert read_parallel_texts(tmp_path / "pairs.jsonl.gz").texts == {"en": ["one", "two"], "ug": ["x", "y"]}
 
 
+def test_other_fields_are_no_languages_although_their_names_are_tags(tmp_path: Path) -> None:
+    """url is Urali, doc Northern Dong, num Niuafo'ou, dev Domung; id_ID is Indonesian."""
+    languages = {"en": "one", "kk": "бір", "id_ID": "satu", "min": "ciek"}
+    other = {"URL": "x.kz", "doc_id": "d", "Key": "k", "set": "a", "num": 1, "tag": None, "dev": True}
+    records = [{"id": i, **other, **{name: f"{text} {i}" for name, text in languages.items()}} for i in range(3)]
+    write(tmp_path / "pairs.jsonl.gz", records)
+    assert list(read_parallel_texts(tmp_path / "pairs.jsonl.gz").texts) == list(languages)
+    # Any field can be named, and what is not named need not be text.
+    more = [{**record, "url": record["kk"], "xho": 5} for record in records]
+    write(tmp_path / "more.jsonl.gz", more)
+    assert list(read_parallel_texts(tmp_path / "more.jsonl.gz", languages=["url", "kk"]).texts) == ["en", "url", "kk"]
+    with pytest.raises(DataError, match="field 'xho' holds a int"):
+        read_parallel_texts(tmp_path / "more.jsonl.gz")
+    with pytest.raises(DataError, match="field 'xho' holds a int"):
+        read_parallel_texts(tmp_path / "more.jsonl.gz", languages=["xho"])
+
+
+def test_two_files_of_one_language_are_refused(tmp_path: Path) -> None:
+    for name in ("en.txt", "kk.txt"):
+        (tmp_path / name).write_text("a\nb\n", encoding="utf-8")
+    (tmp_path / "kk.jsonl").write_text('{"id": 1, "text": "c"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"kk\.jsonl and kk\.txt are both named after language 'kk'[\s\S]*keep one"):
+        read_parallel_texts(tmp_path)
+
+
 def test_what_is_wrong_with_a_corpus_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no language 'fr'") as told:
         read_parallel_texts(folder, languages=["fr"])

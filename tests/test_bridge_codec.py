@@ -102,9 +102,11 @@ def test_long_texts_are_cut_and_counted_and_keep_their_ends(make_codec) -> None:
     assert len(example.input_ids) == 6 and example.input_ids[-1] == 2
     assert example.labels[-4:] == (*letters(codec.llm_tokenizer, "mno"), 1)
     assert list(example.decoder_input_ids[1:8]) == letters(codec.llm_tokenizer, "abcdef!")
-    assert codec.truncated == 3
+    assert codec.truncated == 2, "the source, which both read cut, and the target"
     codec.encode_pair("ab", "m")
-    assert codec.truncated == 3
+    assert codec.truncated == 2
+    codec.encode_pair("я" * 4, "m")  # four pieces of the encoder, eight of the LLM
+    assert codec.truncated == 3, "cut in the prompt alone"
 
 
 def test_text_never_becomes_a_special_token_on_either_side(make_codec) -> None:

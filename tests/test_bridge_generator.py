@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from conftest import tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
-from enc2gen.errors import ConfigError, LanguageError, ModelError
+from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
 from enc2gen.evaluation.classification import LabelScorer, classify
 from enc2gen.generation.bridge_generator import BridgeGenerator
 from enc2gen.generation.decoding import DecodingConfig
@@ -203,6 +204,18 @@ def test_bridges_take_no_language_and_need_their_tokenizers(tmp_path: Path) -> N
     model.processor = None
     with pytest.raises(ModelError, match="no tokenizers"):
         BridgeGenerator(model)
+
+
+def test_a_text_that_cannot_be_read_is_named_by_its_line() -> None:
+    model = tiny_bridge()
+    assert model.processor is not None
+    tokenizer = model.processor.codec.encoder_tokenizer
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("z", "")
+    generator = BridgeGenerator(model)
+    for first_line, name in ((0, "text 4"), (512, "text 516")):
+        with pytest.raises(DataError, match=f"^{name}: a source is empty"):
+            generator.generate(["a", "", "b", "z"], first_line=first_line)
 
 
 def test_models_with_languages_are_served_as_before(encoder_folder: Path, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_generate_writes_one_line_per_line(enc2gen: Callable[..., Result], model
         (["--to", "kk"], b"", "standard input: there is no text"),
         (["--to", "kk"], b"abc\n\xff\xfe\n", "standard input, line 2: byte 4 is not UTF-8"),
         (["--to", "kk", "-i", "nowhere.txt"], b"", "nowhere.txt: there is no such file"),
+        (["--to", "kk", "-i", "/"], b"", "/: cannot read: Is a directory remedy: give a text file"),
     ],
 )
 def test_generate_errors_are_one_message_and_a_status(
@@ -123,6 +124,24 @@ def test_generate_errors_are_one_message_and_a_status(
     result = enc2gen("generate", str(model), *arguments, stdin=stdin)
     text = " ".join(result.stderr.decode().split())
     assert result.returncode == 1 and message in text and "Traceback" not in text and result.stdout == b""
+
+
+def test_ctrl_c_of_generate_says_what_is_kept(
+    enc2gen: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("enc2gen.cli.generate.write_here", interrupted)
+    monkeypatch.setattr("enc2gen.cli.generate.generate_to_file", interrupted)
+    result = enc2gen("generate", str(model), "--to", "kk", "--from", "en", stdin=b"abc\n")
+    assert result.returncode == 130 and result.stderr.decode().strip() == "interrupted"
+    result = enc2gen("generate", str(model), "--to", "kk", "-o", str(tmp_path / "out"), stdin=b"abc\n")
+    text = " ".join(result.stderr.decode().split())
+    assert result.returncode == 130 and "finished lines are kept" in text and "Go on with the same command" in text
+    monkeypatch.setattr(command, "_load", interrupted)
+    text = enc2gen("prepare", str(tmp_path / "recipe.yaml")).stderr.decode()
+    assert "interrupted; finished stages are kept" in text and f"prepare {tmp_path}" in text.replace("\n", "")
 
 
 def test_run_and_dry_run(enc2gen: Callable[..., Result], tmp_path: Path, encoder_folder: Path) -> None:

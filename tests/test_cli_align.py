@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import typer
 
+from enc2gen.cli import align as command
 from enc2gen.cli.align import expectation, register
-from enc2gen.errors import ConfigError, DataError, ModelError
+from enc2gen.errors import ConfigError, DataError, ModelError, OutputError
+from enc2gen.experiments.bridge import figures
 
 Call = Callable[..., str]
 SENTENCES = ["a b c", "de f", "g hi jk", "l m", "nop q"]
@@ -64,6 +66,32 @@ def test_json_and_picture(align: Call, encoder_folder: Path, corpus: Path, tmp_p
     first = content["languages"][0]
     assert (first["language"], first["expect"], first["layers"]) == ("kk", "close", [100.0] * 5)
     assert (tmp_path / "p.png").exists() and (tmp_path / "p.svg").exists()
+
+
+def test_a_picture_that_cannot_be_written_costs_no_measurement(
+    align: Call, encoder_folder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "p.svg").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_measure", lambda *_: pytest.fail("measured before the picture was found impossible"))
+        for picture in ("file/p.png", "file/deep/p.png", "p.png"):
+            with pytest.raises(OutputError, match=r"not a folder|Is a directory"):
+                align(encoder_folder, "-c", corpus, "--picture", tmp_path / picture)
+    (tmp_path / "p.svg").rmdir()
+    assert not list(tmp_path.glob("p.*"))
+    align(encoder_folder, "-c", corpus, "--limit", 3, "--picture", tmp_path / "new" / "folder" / "p.png")
+    assert (tmp_path / "new" / "folder" / "p.svg").exists()
+
+    def full(*_: object) -> None:
+        raise OutputError("no space")
+
+    monkeypatch.setattr(figures, "save_figure", full)
+    out: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda text: out.append(text))
+    with pytest.raises(OutputError, match="no space"):
+        align(encoder_folder, "-c", corpus, "--limit", 3, "--picture", tmp_path / "p.png", "--json")
+    assert json.loads(out[0])["sentences"] == 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sacrebleu.metrics import CHRF
@@ -13,6 +14,7 @@ from enc2gen import DecodingConfig, Generator, SwcmForConditionalGeneration
 from enc2gen.cli.main import app
 from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
 from enc2gen.generation.mbr import pairwise_chrf, rank_by_utility
+from enc2gen.generation.outputs import Output
 from enc2gen.generation.shortlist import Shortlist
 
 TEXTS = ["abc", "", "de fg h"]
@@ -49,7 +51,7 @@ def test_n_best_of_beams_and_samples(generator: Generator) -> None:
 def test_what_cannot_be_asked_for_is_said(generator: Generator) -> None:
     with pytest.raises(ConfigError, match=r"5 outputs of 4 beams(?s:.)*num_beams of 5"):
         generator.generate_n_best(["a"], 5, target_language="kk")
-    with pytest.raises(ConfigError, match="leave out scores"):
+    with pytest.raises(ConfigError, match=r"leave out scores \(--json, --n-best, generate_n_best\)"):
         generator.generate_n_best(["a"], 2, target_language="kk", config=DecodingConfig(engine="transformers"))
     with pytest.raises(ValueError, match="transformers has no mbr_samples, draft_tokens"):
         DecodingConfig(engine="transformers", mbr_samples=4, draft_tokens=2, num_beams=1)
@@ -63,6 +65,36 @@ def test_what_cannot_be_asked_for_is_said(generator: Generator) -> None:
     ):
         with pytest.raises(ValueError):
             DecodingConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_seeds_that_cannot_be_are_refused(generator: Generator, saved: Path) -> None:
+    config = DecodingConfig(num_beams=1, do_sample=True)
+    for seed in (-1, 2**63):
+        with pytest.raises(ConfigError, match=f"seed: the seed is {seed}"):
+            generator.generate(["a"], target_language="kk", config=config, seed=seed)
+    generator.generate(["a"], target_language="kk", config=config, seed=2**63 - 1)
+    result = CliRunner().invoke(app, ["generate", str(saved), "--to", "kk", "--sample", "--seed", "-1"], input="a\n")
+    assert result.exit_code == 2 and "--seed" in result.output
+
+
+@pytest.mark.parametrize("draft", [0, 2])
+def test_greedy_scores_are_divided_by_length_as_those_of_beams(generator: Generator, draft: int) -> None:
+    def written(**settings: Any) -> Output:
+        config = DecodingConfig(max_new_tokens=6, **settings)
+        return generator.generate_n_best(["abc de"], 1, target_language="kk", config=config)[0][0]
+
+    greedy, total = written(num_beams=1, draft_tokens=draft), written(num_beams=1, length_penalty=0, draft_tokens=draft)
+    assert not greedy.ended and greedy.text == total.text and total.score < -3
+    assert greedy.score == pytest.approx(total.score / 6)
+    # With the same penalty, a search that finds the same text tells the same score.
+    everything = [
+        one
+        for one in generator.generate_n_best(
+            ["abc de"], 40, target_language="kk", config=DecodingConfig(max_new_tokens=6, num_beams=40)
+        )[0]
+        if one.text == greedy.text
+    ]
+    assert everything and everything[0].score == pytest.approx(greedy.score, abs=1e-4)
 
 
 SAMPLES = ["the cat sat", "a cat sat down", "", "the cat sat", "ab", "кот сидел", "the  cat sat!", "a"]
@@ -138,7 +170,9 @@ def test_the_command_writes_what_is_asked_for(saved: Path, tmp_path: Path) -> No
     assert all("кот" in output["text"] and output["unmet"] == [] for output in rows[0])
     run(*common, str(tmp_path / "b"), "--mbr", "3", "--temperature", "0.7", "--epsilon", "0.01")
     assert len((tmp_path / "b").read_text(encoding="utf-8").splitlines()) == 3
-    run("shortlist", str(saved), "--text", f"kk={tmp_path / 'in.txt'}", "-o", str(tmp_path / "list.json"))
+    two = ["--text", f"KK={tmp_path / 'in.txt'}", "--text", f"kaz_Cyrl={tmp_path / 'in.txt'}"]  # as --to takes them
+    run("shortlist", str(saved), *two, "-o", str(tmp_path / "list.json"))
+    assert list(Shortlist.load(tmp_path / "list.json").languages) == ["kk"]
     options = ["--beams", "1", "--draft", "4", "--shortlist", str(tmp_path / "list.json"), "--precision", "fp32"]
     run(*common, str(tmp_path / "c"), *options)
     assert set((tmp_path / "c").read_text(encoding="utf-8")) <= set("abct \n")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -243,18 +245,73 @@ def test_a_link_stays_and_a_pipe_is_written_to(job: Job, tmp_path: Path) -> None
     assert link.is_symlink() and target.read_text(encoding="utf-8") == text(whole(job))
     assert target.stat().st_mode & 0o777 == 0o640
     os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    read: list[str] = []
+
+    def cat() -> None:
+        while not any(read):  # a reader that has seen an early end would stop here, and the command wait for ever
+            read.append((tmp_path / "pipe").read_text(encoding="utf-8"))
+
+    reader = threading.Thread(target=cat, daemon=True)
+    reader.start()
     _command(job, source, tmp_path / "pipe")
-    assert os.read(reader, 100_000).decode() == text(whole(job)) and (tmp_path / "pipe").is_fifo()
-    os.close(reader)
+    reader.join(60)
+    assert read == [text(whole(job))] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_to_a_file_that_is_not_there_yet_stays(job: Job, tmp_path: Path) -> None:
+    source, target, link = tmp_path / "in.txt", tmp_path / "target.txt", tmp_path / "link.txt"
+    source.write_text("\n".join(LINES))
+    link.symlink_to(target)
+    _command(job, source, link)
+    assert link.is_symlink() and target.read_text(encoding="utf-8") == text(whole(job))
+
+
+def test_output_that_cannot_be_written_is_refused_before_the_work(job: Job, tmp_path: Path, loads: list[str]) -> None:
+    (tmp_path / "in.txt").write_text("abc\n")
+    for output in (tmp_path, tmp_path / "in.txt" / "out.txt", tmp_path / "none" / "out.txt"):
+        with pytest.raises(OutputError, match=f"^{re.escape(str(output))}: cannot write"):
+            _command(job, tmp_path / "in.txt", output)
+    assert not loads and [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+def test_blocks_of_another_version_are_not_mixed_in(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out.txt"
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stop_after(1, patch)
+        generate_to_file(job, LINES, output)
+    monkeypatch.setattr(blocks_module, "__version__", "99.0")
+    with pytest.raises(OutputError, match=r"enc2gen '[\d.]+' then, '99\.0' now[\s\S]*delete the folder"):
+        generate_to_file(job, LINES, output)
 
 
 def test_options_that_would_do_nothing_are_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("abc\n")
     arguments = ["generate", str(model), "--to", "kk", "--input", str(tmp_path / "in.txt")]
-    for options, message in ((["--workers", "2"], "--workers"), (["--engine", "ray"], "add --output FILE")):
-        result = CliRunner().invoke(app, [*arguments, *options])
-        assert isinstance(result.exception, ConfigError) and message in str(result.exception)
+    refused = {
+        "--workers 2": "--workers",
+        "--engine ray": "add --output FILE",
+        "--temperature 0.5 --top-p 0.9": "--temperature, --top-p: nothing is sampled",
+        "--beams 1 --epsilon 0.1": "add --sample or --mbr",
+        "--beams 1 --length-penalty 2": "give --beams 2 or more",
+        "--beams 1 --coverage-penalty 0.1 --json": "--coverage-penalty: greedy search",
+        "--beams 1 --diverse 1": "--diverse: greedy search",
+        "--sample --beams 8": "--beams: outputs are sampled",
+        "--sample --beams 4": "--beams: outputs are sampled",
+        "--sample --length-penalty 0.5": "leave out --sample",
+        "--mbr 4 --coverage-penalty 0.5": "leave out --mbr",
+        "--sample --diverse 0.5": "--diverse: outputs are sampled",
+    }
+    for options, message in refused.items():
+        result = CliRunner().invoke(app, [*arguments, *options.split()])
+        assert isinstance(result.exception, ConfigError) and message in str(result.exception), options
+    allowed = (
+        "--beams 1 --length-penalty 2 --json",
+        "--mbr 2 --temperature 0.7 --beams 1",
+        "--length-penalty 0.5 --coverage-penalty 0.1 --diverse 0.5",
+        "--sample --beams 1 --epsilon 0.01 --seed 0",
+    )
+    for options in allowed:
+        assert CliRunner().invoke(app, [*arguments, "--max-new-tokens", "2", *options.split()]).exit_code == 0, options
 
 
 def test_a_killed_command_goes_on(model: Path, job: Job, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def reference_groups(
                 finished[group] = sorted(finished[group], key=lambda one: -one[0])[:size]
             going = (one for one in ranked if one[2][-1] != END)
             beams[group] = [(score, tokens) for _, score, tokens in islice(going, size)]
-            written.update(tokens[-1] for _, tokens in beams[group])
+            if len(finished[group]) < size:  # one that is over writes nothing any more
+                written.update(tokens[-1] for _, tokens in beams[group])
     return [[text for _, text in one] for one in finished]
 
 

@@ -26,6 +26,7 @@ from enc2gen.evaluation.source_use import (
     shuffled_source_batches,
     shuffled_source_examples,
     source_gain,
+    with_another_source,
 )
 
 PAD, BOS, EOS, KK, UG, EN = 1, 0, 2, 100, 101, 102
@@ -96,6 +97,19 @@ def test_repeated_sources_never_meet_themselves() -> None:
         assert all(a.input_ids != b.input_ids for a, b in zip(made, shuffled, strict=True))
     with pytest.raises(DataError, match=r"6 of 11 are the same(.|\n)*more different"):
         shuffled_source_examples([*made, made[0]], 0)
+
+
+def test_languages_without_another_source_are_left_out() -> None:
+    made = examples(40)
+    ids = {KK, UG, EN}
+    assert with_another_source(made, language_ids=ids) == made
+    alone = EncodedExample((BOS, 103, 1, EOS), (KK, 5), (5, EOS))
+    twice = EncodedExample((BOS, UG, 1, EOS), (EN, 5), (5, EOS))
+    mixed = [*made[:20], alone, twice, twice, *made[20:]]
+    kept = with_another_source(mixed, language_ids=ids | {103})
+    assert kept == made
+    assert len(shuffled_source_examples(kept, language_ids=ids | {103})) == 40
+    assert with_another_source([alone]) == []
 
 
 def test_shuffled_batches_are_the_shuffled_examples_in_place() -> None:

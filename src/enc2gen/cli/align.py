@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -72,20 +73,20 @@ def align(
 
     if pooling not in _POOLINGS:
         raise ConfigError(f"unknown pooling {pooling!r}", where="--pooling", remedy=f"use {' or '.join(_POOLINGS)}")
-    if picture is not None and picture.suffix not in _PICTURES:
-        raise ConfigError(f"pictures are not written as {picture.suffix!r}", where="--picture", remedy="use .png")
+    if picture is not None:
+        _check_picture(picture)
     wanted = [name.strip() for name in (languages or "").split(",") if name.strip()]
     texts = read_parallel_texts(corpus, english=english, languages=wanted, limit=limit, seed=seed)
     table = _measure(encoder, texts, template or TEMPLATES.get(encoder, "{text}"), pooling, centre, seed)
-    if picture is not None:
-        _draw(table, picture)
     if as_json:
         content = {"encoder": encoder, "corpus": corpus, "available": texts.available, **table.to_dict()}
         for row in content["languages"]:
             row["expect"] = expectation(row["mean"], row["unknown"])
         print(json.dumps(content, indent=1))
-        return
-    print_alignment(table, Console(), encoder=encoder, available=texts.available)
+    else:
+        print_alignment(table, Console(), encoder=encoder, available=texts.available)
+    if picture is not None:  # last: what was measured is told whatever becomes of it
+        _draw(table, picture)
 
 
 def _measure(
@@ -115,11 +116,25 @@ def _measure(
         )
 
 
+def _check_picture(picture: Path) -> None:
+    """Find out before the work, not after it, that the picture cannot be written; nothing is made."""
+    from enc2gen.cli.generate import check_writable
+
+    if picture.suffix not in _PICTURES:
+        raise ConfigError(f"pictures are not written as {picture.suffix!r}", where="--picture", remedy="use .png")
+    folder = next(folder for folder in picture.absolute().parents if folder.exists())  # others will be made
+    if not folder.is_dir():
+        raise OutputError("not a folder", where=str(folder), remedy="name another file with --picture")
+    if picture.parent.exists():
+        for suffix in _PICTURES:
+            check_writable(picture.with_suffix(suffix))
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError("no right to write there", where=str(folder), remedy="name another file with --picture")
+
+
 def _draw(table: AlignmentTable, picture: Path) -> None:
     from enc2gen.experiments.bridge.figures import draw_alignment, save_figure
 
-    if picture.parent.exists() and not picture.parent.is_dir():
-        raise OutputError("not a folder", where=str(picture.parent), remedy="name another file with --picture")
     save_figure(draw_alignment(table), picture)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig
 
-from enc2gen.errors import ConfigError, DataError, OutputError
+from enc2gen.errors import ConfigError, DataError, Interrupted, OutputError
 from enc2gen.generation.blocks import Job
 from enc2gen.generation.outputs import Output
 from enc2gen.generation.scaling import best_line, generate_to_file, write_here
@@ -21,7 +23,7 @@ def read_lines(path: Path | None) -> list[str]:
     """Lines of a UTF-8 file, or of standard input.
 
     Raises:
-        DataError: missing, empty or not UTF-8.
+        DataError: missing, unreadable, empty or not UTF-8.
     """
     where = str(path) if path else "standard input"
     try:
@@ -29,6 +31,8 @@ def read_lines(path: Path | None) -> list[str]:
         text = raw.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError("there is no such file", where=where) from error
+    except OSError as error:  # a folder, say
+        raise DataError(f"cannot read: {error.strerror}", where=where, remedy="give a text file") from error
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(
@@ -44,8 +48,13 @@ def read_lines(path: Path | None) -> list[str]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the work, not after it, that `path` cannot be written; an existing file is left as it is."""
+    """Find out before the work, not after it, that `path` cannot be written; what is there is left as it is."""
     try:
+        if _is_stream(path) and not path.is_dir():  # opening a pipe and closing it again would end it for its reader
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        path = Path(os.path.realpath(path))  # a link stays a link, also one to a file that is still to be written
         existed = path.exists()
         path.open("a").close()
         if not existed:
@@ -101,9 +110,12 @@ def generate_lines(
             written = list(write_here(job, job.blocks(lines), None, on_progress))
             cut, limit = sum(block.truncated for block in written), written[0].max_source_length
         else:
-            cut, limit = generate_to_file(
-                job, lines, output_file, engine=engine, workers=workers, text_of=text_of, on_progress=on_progress
-            )
+            try:
+                cut, limit = generate_to_file(
+                    job, lines, output_file, engine=engine, workers=workers, text_of=text_of, on_progress=on_progress
+                )
+            except KeyboardInterrupt as error:
+                raise Interrupted("interrupted; finished lines are kept", where=str(output_file)) from error
             written = []
     if cut:
         errors.print(f"warning: {cut} input lines were longer than {limit} tokens and were cut", highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,8 +52,12 @@ OutputFile = Annotated[Path | None, typer.Option("--output", "-o", help="Text fi
 AsJson = Annotated[
     bool, typer.Option("--json", help="Write JSON lines: text, score, whether it ended, required terms it lacks.")
 ]
-NBest = Annotated[int, typer.Option("--n-best", min=1, help="Outputs for each line, the best first, as JSON lines.")]
-Beams = Annotated[int, _option("--beams", min=1, help="Beams of the search; 1 is greedy.", panel=_SEARCH)]
+NBest = Annotated[
+    int, typer.Option("--n-best", min=1, help="Outputs for each line as JSON lines, the best first; samples as drawn.")
+]
+Beams = Annotated[
+    int | None, _option("--beams", min=1, help="Beams of the search; 1 is greedy.", panel=_SEARCH, show_default="4")
+]
 Diverse = Annotated[
     float | None,
     _option("--diverse", min=0.001, help="Keep beams different: strength in nats, such as 0.5.", panel=_SEARCH),
@@ -79,7 +83,7 @@ Epsilon = Annotated[
 Mbr = Annotated[
     int, _option("--mbr", min=0, help="Draw so many samples, keep the one most like the others.", panel=_SAMPLING)
 ]
-Seed = Annotated[int, _option("--seed", help="Of sampling.", panel=_SAMPLING)]
+Seed = Annotated[int, _option("--seed", min=0, help="Of sampling.", panel=_SAMPLING)]
 GlossaryFile = Annotated[
     Path | None,
     _option("--glossary", help="TSV: source term, target term; a third column 'forbidden' bans it.", panel=_TERMS),
@@ -136,7 +140,7 @@ def generate(
     output_file: OutputFile = None,
     as_json: AsJson = False,
     n_best: NBest = 1,
-    beams: Beams = 4,
+    beams: Beams = None,
     diverse: Diverse = None,
     length_penalty: LengthPenalty = 1.0,
     coverage_penalty: CoveragePenalty = 0.0,
@@ -169,6 +173,9 @@ def generate(
     from enc2gen.generation.shortlist import Shortlist
 
     given = locals()
+    as_json = as_json or n_best > 1
+    _refuse_idle({**given, "as_json": as_json})
+    beams = beams or 4
     groups = {"beam_groups": beams, "diversity_penalty": diverse} if diverse is not None else {}
     config = _config(
         {name: given[name] for name in _SAME} | groups
@@ -177,10 +184,37 @@ def generate(
     )  # fmt: skip
     tokens = None if shortlist is None else Shortlist.load(shortlist)
     terms = _glossary(glossary, forbid or [])
-    as_json = as_json or n_best > 1
     job = Job(model, to, source, config, seed, terms, n_best, as_json, tokens)
     text_of = _json_line if as_json else best_line
     generate_lines(job, input_file, output_file, _consoles[0](), engine, workers, text_of)
+
+
+def _refuse_idle(given: Mapping[str, Any]) -> None:
+    """`ConfigError` for options that would do nothing beside the others."""
+    drawing = "--sample" if given["sample"] else "--mbr" if given["mbr"] else None
+    of_search = {
+        "--diverse": given["diverse"] is not None,
+        "--length-penalty": given["length_penalty"] != 1,
+        "--coverage-penalty": given["coverage_penalty"] != 0,
+    }
+    if drawing:
+        of_search["--beams"] = (given["beams"] or 1) > 1
+        _refuse(of_search, "outputs are sampled, not searched", f"leave it out, or leave out {drawing}")
+        return
+    of_sampling = {
+        "--temperature": given["temperature"] != 1,
+        "--top-p": given["top_p"] != 1,
+        "--epsilon": given["epsilon"] != 0,
+    }
+    _refuse(of_sampling, "nothing is sampled", "add --sample or --mbr, or leave it out")
+    if given["beams"] == 1:
+        of_search["--length-penalty"] &= not given["as_json"]  # the scores that are written are divided by it
+        _refuse(of_search, "greedy search weighs no outputs", "give --beams 2 or more, or leave it out")
+
+
+def _refuse(options: Mapping[str, bool], what: str, remedy: str) -> None:
+    if given := [name for name, wanted in options.items() if wanted]:
+        raise ConfigError(what, where=", ".join(given), remedy=remedy)
 
 
 def _config(values: dict[str, Any]) -> DecodingConfig:

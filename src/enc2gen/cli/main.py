@@ -38,6 +38,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+_STAGED = ("run", "prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report", "experiment")
+_CTRL_C = 130  # status of a command that Ctrl-C ends
+
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)]
 Languages = Annotated[
     str | None,
@@ -221,7 +224,7 @@ def main() -> None:
     except Enc2genError as error:
         if isinstance(error, Interrupted):
             errors.print(f"{error}\nGo on with the same command:\n  {_command()}", highlight=False, markup=False)
-            sys.exit(130)
+            sys.exit(_CTRL_C)
         errors.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)
     except OSError as error:
@@ -229,28 +232,29 @@ def main() -> None:
 
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else str(error)
         errors.print(
-            f"error: {error.filename or 'output'}: {reason}\n  remedy: free space or check rights, then run again; "
-            "finished stages are kept",
+            f"error: {error.filename or 'output'}: {reason}\n  remedy: free space or check rights, then run again"
+            + ("; finished stages are kept" if _has_stages() else ""),
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print(
-            f"interrupted; finished stages are kept. Go on with the same command:\n  {_command()}",
-            highlight=False,
-            markup=False,
-        )
-        sys.exit(130)
-    except typer.Abort:
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        status = _CTRL_C
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
             error.show()  # type: ignore[attr-defined]
             sys.exit(error.exit_code)
         raise
+    if status == _CTRL_C:  # newer typers make it of Ctrl-C, older ones an Abort
+        kept = f"; finished stages are kept. Go on with the same command:\n  {_command()}" if _has_stages() else ""
+        errors.print(f"interrupted{kept}", highlight=False, markup=False)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _has_stages() -> bool:
+    """Whether the verb as typed works in stages, of which finished ones are found again."""
+    return len(sys.argv) > 1 and sys.argv[1] in _STAGED
 
 
 def _command() -> str:

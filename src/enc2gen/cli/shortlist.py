@@ -32,12 +32,15 @@ def shortlist(
     files: dict[str, list[str]] = {}
     for given in text:
         language, equals, path = given.partition("=")
-        if not equals:
+        if not equals or not language:
             raise ConfigError(f"{given!r} names no language", where="--text", remedy="write LANGUAGE=FILE")
         files.setdefault(language, []).extend(read_lines(Path(path)))
     generator = Generator.from_pretrained(model)
-    generator.target_language(next(iter(files)))  # a bridge says that it has no languages
-    found = Shortlist.from_texts(generator.codec, files, least=least)
+    texts: dict[str, list[str]] = {}
+    for given, lines in files.items():
+        known = generator.target_language(given)  # as the model calls it; a bridge says that it has no languages
+        texts.setdefault(str(known), []).extend(lines)
+    found = Shortlist.from_texts(generator.codec, texts, least=least)
     found.save(output)
     for language, tokens in found.languages.items():
         print(f"{language}: {len(tokens)} of {found.vocabulary} tokens")

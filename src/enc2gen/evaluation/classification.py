@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
 
-import torch
-
 from enc2gen.errors import ConfigError
 from enc2gen.evaluation.accuracy import (
     accuracy,
@@ -22,6 +20,7 @@ from enc2gen.evaluation.label_scoring import Classification, ReadSource, TreeSco
 from enc2gen.generation.bridge_generator import BridgeGenerator
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.generation.generator import pad_rows
+from enc2gen.models.bridge.llm_inputs import read_mask
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 from enc2gen.models.bridge.state_cache import FrozenStateCache
 from enc2gen.tokenization.bridge_codec import BridgeCodec
@@ -96,13 +95,12 @@ class LabelScorer(TreeScorer[tuple[list[int], list[int]]]):
         )
         cache = output.past_key_values
         cache = getattr(cache, "self_attention_cache", cache)
-        read = encoded.prefix_mask.shape[1] + heads.shape[1]
-        begin = head_mask.new_ones(len(sources), cache.get_seq_length() - read)  # BOS, if the LLM reads one
+        has_bos = cache.get_seq_length() > encoded.prefix_mask.shape[1] + heads.shape[1]
         reading: Callable[[], AbstractContextManager[Any]] = nullcontext
         if model.aligner is not None:
             reading = partial(model.aligner.reading, self.llm, encoded.aligner_keys_values, encoded.source_mask)
-        llm_mask = [begin, encoded.prefix_mask.to(head_mask.dtype), head_mask]
-        return ReadSource(cache, torch.cat(llm_mask, dim=1), output.logits[:, -1], reading)
+        llm_mask = read_mask(encoded.prefix_mask.to(head_mask.dtype), head_mask, has_bos=has_bos)
+        return ReadSource(cache, llm_mask, output.logits[:, -1], reading)
 
 
 def _label_ids(codec: BridgeCodec, labels: Sequence[str]) -> list[list[int]]:

@@ -17,7 +17,13 @@ _REMEDY = (
     "give a folder with one folder or file per language (records with id and text), or one file whose records hold "
     "id, language and text, or src, src_lang, tgt and tgt_lang, or one field per language"
 )
-_NO_LANGUAGES = {"id", "doc", "text"}  # field names that are also valid language tags, or hold the text
+# Fields that hold something else, or the text, though their names are language tags: url is Urali, dev Domung.
+_NO_LANGUAGES = {
+    "id", "text", "url", "uri", "key", "set", "num", "tag", "dev", "doc", "src", "tgt", "row", "seg", "par", "pos",
+    "sha", "ver", "lic", "sim", "iso", "dir", "len", "msg", "cnt", "age", "env", "ner", "dep", "lem", "mod", "all",
+    "any", "std", "sum", "dup", "err", "raw", "ans", "alt", "aid", "bid", "cid", "did", "gid", "pid", "qid", "sid",
+    "tid",
+}  # fmt: skip
 _Sentences = dict[str, dict[str, str]]  # language -> id -> text
 
 
@@ -74,10 +80,11 @@ def read_parallel_texts(
         seed: of the sample.
 
     Raises:
-        DataError: the source cannot be read, has no English, lacks a language, gives one id two texts, or shares
-            fewer than two sentences among the languages.
+        DataError: the source cannot be read, has no English, lacks a language, has one twice, gives one id two texts,
+            or shares fewer than two sentences among the languages.
     """
-    found = _read_folder(Path(source)) if Path(source).is_dir() else _read_file(source)
+    named = [*languages, *([english] if english is not None else [])]
+    found = _read_folder(Path(source)) if Path(source).is_dir() else _read_file(source, named)
     where = str(source)
     pivot = _match(english, found, where) if english is not None else _find_english(found, where)
     wanted = [_match(name, found, where) for name in languages] or list(found)
@@ -105,11 +112,20 @@ def _sample(keys: Sequence[str], limit: int, seed: int) -> list[str]:
 
 def _read_folder(folder: Path) -> _Sentences:
     found: _Sentences = {}
+    entries: dict[str, str] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") or not (entry.is_dir() or known_extension(entry)):
             continue
-        if _is_language(entry.name.split(".")[0]):
-            found[entry.name.split(".")[0]] = dict(_read_language(entry))
+        name = entry.name.split(".")[0]
+        if not _is_language(name):
+            continue
+        if (other := entries.setdefault(name, entry.name)) != entry.name:
+            raise DataError(
+                f"{other} and {entry.name} are both named after language {name!r}",
+                where=str(folder),
+                remedy="keep one of them, or put both into one folder of that name",
+            )
+        found[name] = dict(_read_language(entry))
     if not found:
         raise DataError("the folder holds no folder or file named after a language", where=str(folder), remedy=_REMEDY)
     return found
@@ -126,18 +142,19 @@ def _read_language(entry: Path) -> Iterator[tuple[str, str]]:
                 yield key, text
 
 
-def _read_file(source: str | Path) -> _Sentences:
+def _read_file(source: str | Path, named: Sequence[str]) -> _Sentences:
+    """Texts of one file; `named` are the languages that were asked for by name, if any."""
     found: _Sentences = {}
     for number, record in enumerate(read_records(source), 1):
         where = f"{source}, record {number}"
         key = str(record.get("id", number))
-        for language, text in _languages_of(record, where):
+        for language, text in _languages_of(record, where, named):
             if text and _is_new(found.setdefault(language, {}), key, text, str(source)):
                 found[language][key] = text
     return found
 
 
-def _languages_of(record: Record, where: str) -> Iterator[tuple[str, str]]:
+def _languages_of(record: Record, where: str, named: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(language, text) of each text of one record."""
     if "src_lang" in record and "tgt_lang" in record:
         yield str(record["src_lang"]), _text(record, "src", where)
@@ -149,7 +166,9 @@ def _languages_of(record: Record, where: str) -> Iterator[tuple[str, str]]:
             raise DataError("no id says which sentence this is", where=where, remedy=_REMEDY)
         yield str(record[field]), _text(record, "text", where)
         return
-    names = [name for name in record if name not in _NO_LANGUAGES and _is_language(name)]
+    names = [name for name in record if name in named or (_is_language(name) and not _is_metadata(name))]
+    if named:  # what else there is need not be text
+        names = [name for name in names if name in named or isinstance(record[name], str | None)]
     if len(names) < 2:
         raise DataError(f"no texts of two languages in the fields {', '.join(record)}", where=where, remedy=_REMEDY)
     for name in names:
@@ -162,7 +181,11 @@ def _text(record: Record, field: str, where: str) -> str:
         raise DataError(f"no field {field!r}; there are: {', '.join(record) or 'none'}", where=where, remedy=_REMEDY)
     value = record[field]
     if value is not None and not isinstance(value, str):
-        raise DataError(f"field {field!r} holds a {type(value).__name__}, not text", where=where, remedy=_REMEDY)
+        raise DataError(
+            f"field {field!r} holds a {type(value).__name__}, not text",
+            where=where,
+            remedy=f"{_REMEDY}; where other fields are named like languages, give those that are with --languages",
+        )
     return (value or "").strip()
 
 
@@ -185,6 +208,13 @@ def _normalised(name: str) -> str | None:
 
 def _is_language(name: str) -> bool:
     return _normalised(name) is not None
+
+
+def _is_metadata(field: str) -> bool:
+    """Whether a field whose name is a language tag holds something else, as far as its name tells: URL, doc_id."""
+    name = field.casefold().replace("_", "-")
+    stem = name.removesuffix("-id")  # which is a region, too: id-ID is Indonesian
+    return name in _NO_LANGUAGES or (stem != "id" and stem in _NO_LANGUAGES)
 
 
 def _match(name: str, found: Mapping[str, object], where: str) -> str:

@@ -39,6 +39,7 @@ class SourceUse:
         permuted_chrf: chrF++ of the same hypotheses, each given to another sentence.
         distinct_outputs: number of different hypotheses.
         outputs: number of hypotheses.
+        left_out: examples that the losses are not of (:func:`with_another_source`).
     """
 
     loss: float
@@ -47,6 +48,7 @@ class SourceUse:
     permuted_chrf: Score
     distinct_outputs: int
     outputs: int
+    left_out: int = 0
 
     @property
     def gain(self) -> float:
@@ -83,6 +85,7 @@ def measure_source_use(
     *,
     loss: float,
     shuffled_loss: float,
+    left_out: int = 0,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> SourceUse:
@@ -95,6 +98,7 @@ def measure_source_use(
         permuted_chrf=permuted_chrf(hypotheses, references, seed, resamples=resamples),
         distinct_outputs=distinct_outputs(hypotheses),
         outputs=len(hypotheses),
+        left_out=left_out,
     )
 
 
@@ -152,6 +156,23 @@ def derangement(values: Sequence[Hashable], seed: int, *, what: str = "sentence"
     return result
 
 
+def with_another_source(
+    examples: Sequence[EncodedExample], *, language_ids: Collection[int] = ()
+) -> list[EncodedExample]:
+    """The examples that :func:`shuffled_source_examples` can shuffle: without languages of which most sources are
+    identical, one example alone included.
+    """
+    sources = [example.input_ids for example in examples]
+    groups = _language_groups(sources, [example.decoder_input_ids[0] for example in examples], language_ids)
+    kept = {
+        index
+        for members in groups
+        if 2 * max(Counter(sources[member] for member in members).values()) <= len(members)
+        for index in members
+    }
+    return [example for index, example in enumerate(examples) if index in kept]
+
+
 def shuffled_source_examples(
     examples: Sequence[EncodedExample], seed: int = 0, *, language_ids: Collection[int] = ()
 ) -> list[EncodedExample]:
@@ -191,16 +212,23 @@ def shuffled_source_batches(
 def _shuffle_sources(
     sources: Sequence[tuple[int, ...]], targets: Sequence[int], seed: int, language_ids: Collection[int]
 ) -> NDArray[np.int64]:
+    order = np.empty(len(sources), dtype=np.int64)
+    for members in _language_groups(sources, targets, language_ids):
+        shuffled = derangement([sources[index] for index in members], seed, what="source of a language")
+        order[members] = np.asarray(members)[shuffled]
+    return order
+
+
+def _language_groups(
+    sources: Sequence[tuple[int, ...]], targets: Sequence[int], language_ids: Collection[int]
+) -> list[list[int]]:
+    """Numbers of the examples with the same two languages."""
     groups: defaultdict[tuple[int, int | None], list[int]] = defaultdict(list)
     for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
         places = (*source[1:2], *source[:1], *source[-1:])  # the standard one, NLLB's, mBART's
         language = next((index for index in places if index in language_ids), None)
         groups[target, language].append(index)
-    order = np.empty(len(sources), dtype=np.int64)
-    for members in groups.values():
-        shuffled = derangement([sources[index] for index in members], seed, what="source of a language")
-        order[members] = np.asarray(members)[shuffled]
-    return order
+    return list(groups.values())
 
 
 def _with_sources(batch: Batch, sources: Sequence[tuple[int, ...]], pad_token_id: int) -> Batch:

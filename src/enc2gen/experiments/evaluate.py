@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import itemgetter
@@ -22,6 +23,7 @@ from enc2gen.evaluation.source_use import (
     copy_source,
     measure_source_use,
     shuffled_source_batches,
+    with_another_source,
 )
 from enc2gen.experiments.denoising import measure_denoising
 from enc2gen.experiments.encoding import encode_pair
@@ -83,6 +85,20 @@ def _sets(recipe: Recipe, workspace: Workspace, split: str, limit: int | None) -
     return [TestSet(tag, drawn(found, limit, itemgetter("source"))) for tag, found in rows.items() if found]
 
 
+def check_limit(recipe: Recipe, workspace: Workspace) -> None:
+    """`DataError` if `evaluate.limit` leaves no two examples with the same languages, which the shuffled-source control
+    needs; known before anything is trained.
+    """
+    split, limit = recipe.evaluate.split, recipe.evaluate.limit
+    for test in _sets(recipe, workspace, split, limit) if limit is not None else []:
+        if max(Counter(row["source_language"] for row in test.rows).values()) < 2:
+            raise DataError(
+                f"of {limit} {split} examples with target language {test.language!r}, no two have one source language",
+                where="evaluate.limit",
+                remedy="raise it: the shuffled-source control needs two",
+            )
+
+
 def scores(recipe: Recipe, hypotheses: Sequence[str], test: TestSet) -> dict[str, Any]:
     """Every metric of the recipe, as metric -> value, interval, n, signature; `None` where not measurable."""
     result: dict[str, Any] = {}
@@ -99,7 +115,7 @@ def _score(score: Score) -> dict[str, Any]:
 
 
 def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: Callable[[str, int, int], None]) -> None:
-    """Write `systems/NAME/hypotheses.jsonl` and `systems/NAME/scores.json`.
+    """Write `systems/NAME/hypotheses.jsonl` and, once they are there, `systems/NAME/scores.json`.
 
     Args:
         on_batch: called with language, finished and all sentences.
@@ -109,28 +125,31 @@ def evaluate_system(recipe: Recipe, workspace: Workspace, name: str, on_batch: C
     model = cast(Any, model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
     codec = codec_for(recipe, folder, model)
     generator = Generator(model, codec.tokenizer, max_source_length=recipe.data.max_source_length)
-    lines, by_language, use = [], {}, {}
-    for test in evaluation_sets(recipe, workspace):
-        hypotheses = _generate(generator, test, recipe, on_batch)
+    tests = evaluation_sets(recipe, workspace)
+    written = [_generate(generator, test, recipe, on_batch) for test in tests]
+    lines = [
+        {"language": test.language, "source": row["source"], "references": refs, "hypothesis": hypothesis}
+        for test, hypotheses in zip(tests, written, strict=True)
+        for row, refs, hypothesis in zip(test.rows, test.references, hypotheses, strict=True)
+    ]
+    target = workspace.system(name)
+    (target / "hypotheses.jsonl").write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
+    )
+    by_language, use = {}, {}
+    for test, hypotheses in zip(tests, written, strict=True):
         by_language[test.language] = scores(recipe, hypotheses, test)
-        loss, shuffled = source_losses(model, codec, test, recipe.seed)
+        loss, shuffled, left_out = source_losses(model, codec, test, recipe.seed)
         controls = measure_source_use(
             hypotheses,
             test.references,
             loss=loss,
             shuffled_loss=shuffled,
+            left_out=left_out,
             seed=recipe.seed,
             resamples=recipe.evaluate.resamples,
         )
         use[test.language] = _source_use(controls)
-        lines += [
-            {"language": test.language, "source": row["source"], "references": refs, "hypothesis": hypothesis}
-            for row, refs, hypothesis in zip(test.rows, test.references, hypotheses, strict=True)
-        ]
-    target = workspace.system(name)
-    (target / "hypotheses.jsonl").write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-    )
     measured: dict[str, Any] = {"scores": by_language, "source_use": use}
     if recipe.evaluate.denoising:
         measured["denoising"] = measure_denoising(recipe, workspace, name, model, codec)
@@ -145,6 +164,7 @@ def _source_use(use: SourceUse) -> dict[str, Any]:
         "permuted_chrf++": _score(use.permuted_chrf),
         "distinct_outputs": use.distinct_outputs,
         "outputs": use.outputs,
+        "left_out": use.left_out,
     }
 
 
@@ -178,11 +198,19 @@ def _generate(
 
 
 @torch.inference_mode()
-def source_losses(model: PreTrainedModel, codec: TextCodec, test: TestSet, seed: int) -> tuple[float, float]:
-    """Nats per target token with the true source and with a shuffled one."""
-    batches = evaluation_batches([encode_pair(codec, row) for row in test.rows], codec.pad_id, 4096)
-    shuffled = shuffled_source_batches(batches, codec.pad_id, seed, language_ids=codec.languages.values())
-    return _mean_loss(model, batches), _mean_loss(model, shuffled)
+def source_losses(model: PreTrainedModel, codec: TextCodec, test: TestSet, seed: int) -> tuple[float, float, int]:
+    """Nats per target token with the true source and with a shuffled one, and how many examples both leave out because
+    no other source of their language can be given to them (`evaluate.limit` may leave one alone).
+
+    Raises:
+        DataError: that is so of all of them.
+    """
+    languages = codec.languages.values()
+    examples = [encode_pair(codec, row) for row in test.rows]
+    kept = with_another_source(examples, language_ids=languages)
+    batches = evaluation_batches(kept or examples, codec.pad_id, 4096)
+    shuffled = shuffled_source_batches(batches, codec.pad_id, seed, language_ids=languages)
+    return _mean_loss(model, batches), _mean_loss(model, shuffled), len(examples) - len(kept)
 
 
 def _mean_loss(model: PreTrainedModel, batches: Sequence[Batch]) -> float:

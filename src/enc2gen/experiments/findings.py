@@ -186,6 +186,18 @@ def source_reading(metrics: Mapping[str, Any], system: str, language: str) -> st
     return "yes" if score["low"] > permuted["high"] else "not shown"
 
 
+def left_out_of_losses(metrics: Mapping[str, Any], tags: Sequence[str]) -> list[str]:
+    """A sentence for each language of `tags` with test examples that the losses of the source control are not of."""
+    systems = metrics.get("source_use", {}).values()
+    counts = {tag: max((by.get(tag, {}).get("left_out", 0) for by in systems), default=0) for tag in tags}
+    return [
+        f"Losses in {language_name(tag)} are without {count:,} examples: no other source of their language can be "
+        "given to them."
+        for tag, count in counts.items()
+        if count
+    ]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One test sentence with what each system wrote for it."""

@@ -362,6 +362,7 @@ def _source_use(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
         "Gain: nats per token that the true source saves over another sentence's. Permuted: chrF++ when each output is "
         "handed to another sentence. The last column is “yes” if chrF++ lies above that, intervals apart."
     )
+    note = " ".join([note, *findings.left_out_of_losses(metrics, list(metrics["source_use"].get(main, {})))])
     header = ["language", "gain from the true source", "permuted chrF++", "distinct outputs", "uses its source"]
     return markdown({"title": "Does it use its source?", "note": note, "header": header, "rows": rows}) if rows else ""
 

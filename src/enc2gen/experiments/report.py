@@ -92,6 +92,7 @@ def _context(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -
         "paired": _paired(metrics),
         "encoders": _encoders(recipe, metrics),
         "source_use": _source_use(metrics, tags),
+        "left_out_of_losses": findings.left_out_of_losses(metrics, tags),
         "denoising": findings.denoising_rows(metrics),
         "samples": findings.choose_samples(outputs, recipe.evaluate.samples, recipe.seed),
         "language_name": language_name,

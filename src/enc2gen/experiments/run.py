@@ -20,7 +20,7 @@ from enc2gen.errors import ConfigError, Interrupted
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
-from enc2gen.experiments.evaluate import evaluate_floors, evaluate_system
+from enc2gen.experiments.evaluate import check_limit, evaluate_floors, evaluate_system
 from enc2gen.experiments.model_card import write_card
 from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, model_content, prepare
 from enc2gen.experiments.provenance import code, machine, versions
@@ -126,6 +126,7 @@ class Run:
             shared_as="prepare",
         )
         check_counts(recipe, self.workspace)
+        check_limit(recipe, self.workspace)
 
     def _adapt(self) -> None:
         made: dict[str, encoders.Vocabulary] = {}

@@ -141,6 +141,8 @@ def _print_source_use(metrics: Mapping[str, Any], tags: Sequence[str], console: 
         "sources gains nothing, loses nothing when permuted, and writes few distinct outputs.",
         console,
     )
+    for sentence in findings.left_out_of_losses(metrics, tags):
+        _note(sentence, console)
 
 
 def _print_denoising(metrics: Mapping[str, Any], console: Console) -> None:

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from enc2gen import __version__
 from enc2gen.errors import OutputError
 from enc2gen.generation.decoding import DecodingConfig
-from enc2gen.generation.generator import Generator
+from enc2gen.generation.generator import Generator, Request
 from enc2gen.generation.glossary import Glossary
 from enc2gen.generation.outputs import Output
 from enc2gen.generation.shortlist import Shortlist
@@ -63,7 +64,7 @@ class Job:
         return [Block(index, start, list(lines[start : start + size])) for index, start in enumerate(starts)]
 
     def identity(self, lines: Sequence[str]) -> dict[str, Any]:
-        """Everything that the output depends on, as JSON: settings, and digests of model and input."""
+        """Everything that the output depends on, as JSON: settings, version, and digests of model and input."""
         identity: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         if self.glossary is not None:
             identity["glossary"] = _digest(repr(self.glossary.entries))
@@ -72,7 +73,7 @@ class Job:
         identity["config"] = self.config.model_dump(mode="json")
         identity["model"] = model_digest(self.model)
         identity["input"] = _digest("\n".join(lines))
-        return {**identity, "block_lines": BLOCK_LINES}
+        return {**identity, "block_lines": BLOCK_LINES, "enc2gen": __version__}
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,15 @@ class WrittenBlock:
             for several in value["outputs"]
         ]
         return cls(int(value["index"]), outputs, int(value["truncated"]), int(value["max_source_length"]))
+
+
+def check_blocks(generator: Generator, job: Job, blocks: Sequence[Block]) -> None:
+    """Say before any block is written what would stop a later one; errors as of `Generator.check`.
+
+    Blocks that were finished before could not be used with the glossary that repairs it.
+    """
+    request = Request(job.target_language, job.source_language, job.config, job.seed, job.glossary)
+    generator.check((text for block in blocks for text in block.texts), request)
 
 
 def write_block(

@@ -55,10 +55,11 @@ class BridgeGenerator(Generator):
                 remedy="leave it out: the encoder reads all its languages, and the LLM writes what it was trained to",
             )
 
-    def _encode(self, texts: Sequence[str], source_language: str | None) -> list[Any]:
+    def _encode(self, texts: Sequence[str], source_language: str | None, first_line: int = 0) -> list[Any]:
         """`(encoder ids, decoder ids that are read before the answer)` of each text."""
         present = [text for text in texts if text.strip()]  # some tokenizers give an empty text no token at all
-        encoded = zip(self.codec.encode_sources(present), self.codec.encode_prompts(present), strict=True)
+        numbers = [number for number, text in enumerate(texts, first_line + 1) if text.strip()]
+        encoded = zip(self.codec.encode_sources(present, numbers), self.codec.encode_prompts(present), strict=True)
         return [next(encoded) if text.strip() else ([], []) for text in texts]
 
     def _length(self, encoded: Any) -> int:

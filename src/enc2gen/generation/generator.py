@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,8 +46,10 @@ class Request:
     first_line: int = 0
 
     def check(self) -> None:
-        """`ConfigError` where there cannot be so many outputs."""
+        """`ConfigError` where there cannot be so many outputs, or no such seed."""
         config = self.config
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"the seed is {self.seed}", where="seed", remedy="give one from 0 to 2^63 - 1")
         drawn = config.do_sample and not config.mbr_samples
         most = config.mbr_samples or config.num_beams
         if self.n < 1 or (self.n > most and not drawn):
@@ -60,6 +62,12 @@ class Request:
         """What is asked for that only the native engine has."""
         asked = {"glossary": self.glossary is not None, "scores": self.scored}
         return [name for name, wanted in asked.items() if wanted]
+
+    def score(self, hypothesis: Hypothesis) -> float:
+        """The score of an output: greedy search's is divided by its length as those of beams are."""
+        if self.config.samples or self.config.num_beams > 1:
+            return hypothesis.score
+        return hypothesis.score / (len(hypothesis.tokens) + hypothesis.ended) ** self.config.length_penalty
 
     def terms(self, text: str) -> Terms:
         """What the glossary says about `text`."""
@@ -191,15 +199,15 @@ class Generator:
         Args:
             target_language: language to write.
             source_language: language of the texts.
-            seed: of sampling.
+            seed: of sampling. None is seed 0 in the native engine; transformers goes on with torch's random numbers.
             glossary: terms that outputs must and must not contain.
             first_line: number of the first text in a longer input of which these are a part: samples of the native
-                engine depend on it and the seed, and so are the same however the input is divided.
+                engine depend on it and the seed, and so in fp32 are the same however the input is divided.
             on_batch: called with the number of texts finished so far.
 
         Raises:
             LanguageError: a language the model does not know.
-            ConfigError: the model is not decoded by the engine that this needs.
+            ConfigError: the model is not decoded by the engine that this needs, or there is no such seed.
         """
         request = Request(
             target_language, source_language, config or DecodingConfig(), seed, glossary, first_line=first_line
@@ -231,6 +239,17 @@ class Generator:
         request = Request(target_language, source_language, config, seed, glossary, n, True, first_line)
         return self._write(texts, request, on_batch)
 
+    def check(self, texts: Iterable[str], request: Request) -> None:
+        """Say what would stop :meth:`generate` at any of `texts`, which are read once: terms it cannot search for.
+
+        Raises:
+            ConfigError: the model is not decoded by the engine that this needs, or its search has no required terms.
+            DataError: a required term cannot be spelled.
+        """
+        if request.glossary is not None and self._native(request):
+            target = cast(str, self.target_language(request.target))
+            self.writer.term_rules.check(map(request.terms, texts), target, request.config)
+
     @torch.inference_mode()
     def _write(
         self, texts: Sequence[str], request: Request, on_batch: Callable[[int], None] | None
@@ -238,17 +257,20 @@ class Generator:
         config = request.config
         request.check()
         target, source = self.target_language(request.target), self.source_language(request.source)
-        encoded = self._encode(list(texts), source)
+        encoded = self._encode(list(texts), source, request.first_line)
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -self._length(encoded[i]))
         outputs = [[Output("")] for _ in texts]
         native = self._native(request)
+        terms = {index: request.terms(texts[index]) for index in order}
+        if native:
+            self.writer.term_rules.check(terms.values(), cast(str, target), config)
         if request.seed is not None:
             torch.manual_seed(request.seed + request.first_line)
         for start in range(0, len(order), config.batch_size):
             chosen = order[start : start + config.batch_size]
             if native:
                 sources = [
-                    Source(encoded[index], (request.seed or 0, request.first_line + index), request.terms(texts[index]))
+                    Source(encoded[index], (request.seed or 0, request.first_line + index), terms[index])
                     for index in chosen
                 ]
                 written = self._decode_native(sources, cast(str, target), request)
@@ -273,7 +295,7 @@ class Generator:
             raise ConfigError(
                 f"the native engine cannot decode here: {reason}",
                 where=needed[0] if needed else "engine",
-                remedy=f"leave out {', '.join(needed)}" if needed else "use engine transformers",
+                remedy=f"leave out {', '.join(map(_asked_for, needed))}" if needed else "use engine transformers",
             )
         return reason is None
 
@@ -298,9 +320,9 @@ class Generator:
 
     def _outputs(self, source: Source, hypotheses: Sequence[Hypothesis], request: Request) -> list[Output]:
         kept = hypotheses if request.config.mbr_samples else hypotheses[: request.n]
-        texts = self.codec.decode_batch([one.tokens for one in kept])
+        texts, unmet = self.codec.decode_batch([one.tokens for one in kept]), self.writer.term_rules.unmet
         outputs = [
-            Output(text, one.score, one.ended, self.writer.unmet(source.terms.required, one.tokens, text))
+            Output(text, request.score(one), one.ended, unmet(source.terms.required, one.tokens, text))
             for text, one in zip(texts, kept, strict=True)
         ]
         if request.config.mbr_samples:
@@ -308,8 +330,8 @@ class Generator:
             return [replace(outputs[place], score=utility) for place, utility in ranked]
         return outputs
 
-    def _encode(self, texts: Sequence[str], source_language: str | None) -> list[Any]:
-        """What the model reads of each text."""
+    def _encode(self, texts: Sequence[str], source_language: str | None, first_line: int = 0) -> list[Any]:
+        """What the model reads of each text; errors count them from `first_line` + 1."""
         return self.codec.encode_sources(texts, source_language)
 
     def _length(self, encoded: Any) -> int:
@@ -339,6 +361,11 @@ def pad_rows(
         place = slice(width - len(row), width) if left else slice(0, len(row))
         ids[index, place], mask[index, place] = torch.tensor(row, dtype=torch.long), 1
     return ids.to(device), mask.to(device)
+
+
+def _asked_for(name: str) -> str:
+    """What needs the native engine, with what asks for it where its name does not say so."""
+    return "scores (--json, --n-best, generate_n_best)" if name == "scores" else name
 
 
 def _positions(model: PreTrainedModel) -> int:

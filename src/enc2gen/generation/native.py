@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from enc2gen.errors import ConfigError
 from enc2gen.generation.decoding import DecodingConfig
 from enc2gen.generation.engine.beam import BeamSettings, Hypothesis
-from enc2gen.generation.engine.candidates import Rule
-from enc2gen.generation.engine.constraints import Requirements
 from enc2gen.generation.engine.engine import (
     Engine,
     beam_settings,
@@ -26,7 +23,7 @@ from enc2gen.generation.engine.linear import Precision
 from enc2gen.generation.engine.sampling import SamplingSettings
 from enc2gen.generation.glossary import Terms
 from enc2gen.generation.shortlist import Shortlist
-from enc2gen.generation.spelling import Spelling
+from enc2gen.generation.term_rules import TermRules
 
 
 @dataclass(frozen=True)
@@ -56,9 +53,9 @@ class NativeWriter:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shortlist: Shortlist | None = None
     ) -> None:
-        self._model, self._tokenizer, self._shortlist = cast(Any, model), tokenizer, shortlist
+        self._model, self._shortlist = cast(Any, model), shortlist
         self._engines: dict[tuple[Precision, str | None, bool], Engine] = {}
-        self._spelling: Spelling | None = None
+        self.term_rules = TermRules(tokenizer, shortlist)
 
     def engine(self, precision: Precision, language: str | None = None, *, compiles: bool = False) -> Engine:
         """The engine for one precision, and for the shortlist of one language; made once, from the weights then."""
@@ -70,21 +67,6 @@ class NativeWriter:
                 tokens = torch.tensor(self._shortlist.of(language))
                 self._engines[key] = self.engine(precision, compiles=compiles).limited_to(tokens, self._model)
         return self._engines[key]
-
-    @property
-    def spelling(self) -> Spelling:
-        """The tokens as text; read once."""
-        self._spelling = self._spelling or Spelling(self._tokenizer)
-        return self._spelling
-
-    def requirements(self, terms: Sequence[str]) -> Requirements:
-        """The phrases that an output with these terms contains."""
-        return Requirements([self.spelling.phrase(term) for term in terms])
-
-    def unmet(self, terms: Sequence[str], tokens: Sequence[int], text: str) -> tuple[str, ...]:
-        """Terms that are neither among the tokens of an output nor in its text."""
-        missing = [term for term in terms if term not in text]
-        return tuple(term for term in missing if self.requirements([term]).of(tokens) != (None,))
 
     def write(
         self,
@@ -106,27 +88,21 @@ class NativeWriter:
             scored: whether greedy search tells log-probabilities, too.
 
         Raises:
-            ConfigError: required terms, without beams.
+            ConfigError, DataError: as of `TermRules.check`.
         """
         device = self._model.device
         written = language if self._shortlist else None
         engine = self.engine(chosen_precision(config, device), written, compiles=compiles(config, device))
         starts = torch.full((len(sources),), start, device=device)
-        rules = self._rules(sources)
+        self.term_rules.check((source.terms for source in sources), language, config)
+        rules = self.term_rules.forbidding([source.terms for source in sources])
         longest = engine.decoder.longest
         if config.samples or config.num_beams == 1:
-            _refuse_required(sources)
             settings = sampling_settings(self._model, config, longest, samples=samples)
             settings = replace(settings, own_rules=rules, scored=scored)
             return self._without_beams(engine, sources, padded, starts, settings, config)
         search = replace(beam_settings(self._model, config, longest), own_rules=rules)
-        return self._with_beams(engine, sources, padded, starts, search, config)
-
-    def _rules(self, sources: Sequence[Source]) -> list[list[Rule]]:
-        """For each source, the rule against its forbidden terms; empty where no source has any."""
-        if not any(source.terms.forbidden for source in sources):
-            return []
-        return [[self.spelling.never(s.terms.forbidden)] if s.terms.forbidden else [] for s in sources]
+        return self._with_beams(engine, sources, padded, starts, search, config, language)
 
     def _without_beams(
         self,
@@ -150,26 +126,12 @@ class NativeWriter:
         starts: Tensor,
         settings: BeamSettings,
         config: DecodingConfig,
+        language: str,
     ) -> list[list[Hypothesis]]:
         if any(source.terms.required for source in sources):
-            if config.coverage_penalty or config.beam_groups > 1:
-                raise ConfigError(
-                    "required terms are searched without coverage_penalty and beam_groups",
-                    where="glossary",
-                    remedy="leave them out, or take the required terms out of the glossary",
-                )
-            return engine.search_with(*padded, starts, settings, [self.requirements(s.terms.required) for s in sources])
+            requirements = [self.term_rules.requirements(source.terms, language) for source in sources]
+            return engine.search_with(*padded, starts, settings, requirements)
         if config.beam_groups > 1:
             groups, penalty = config.beam_groups, config.diversity_penalty
             return engine.search_diverse(*padded, starts, settings, groups=groups, penalty=penalty)
         return engine.search(*padded, starts, settings)
-
-
-def _refuse_required(sources: Sequence[Source]) -> None:
-    for source in sources:
-        if source.terms.required:
-            raise ConfigError(
-                f"the glossary requires {source.terms.required[0]!r}, for which outputs are searched with beams",
-                where="glossary",
-                remedy="give num_beams 4 or more and do not sample, or keep to forbidden terms",
-            )

@@ -11,9 +11,9 @@ class Output:
 
     Attributes:
         text: what was written.
-        score: of beam search, the log-probability in nats divided by n^length_penalty (n tokens, the end counted), with
-            the coverage penalty; of greedy search and samples, the log-probability; of MBR, the mean chrF (0 to 100)
-            against the other samples.
+        score: of beam and greedy search, the log-probability in nats divided by n^length_penalty (n tokens, the end
+            counted), with the coverage penalty of beams; of samples, the log-probability; of MBR, the mean chrF (0 to
+            100) against the other samples.
         ended: whether the model ended it; False where it was cut at the longest length.
         unmet: required terms that are not in it.
     """

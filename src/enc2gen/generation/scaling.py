@@ -12,7 +12,7 @@ from typing import Any
 from enc2gen import errors
 from enc2gen.corpora.engines import ray_session
 from enc2gen.errors import Enc2genError
-from enc2gen.generation.blocks import Block, FinishedBlocks, Job, WrittenBlock, write_block
+from enc2gen.generation.blocks import Block, FinishedBlocks, Job, WrittenBlock, check_blocks, write_block
 from enc2gen.generation.generator import Generator
 from enc2gen.generation.outputs import Output
 from enc2gen.registry import Registry
@@ -29,9 +29,11 @@ ENGINES: Registry[GenerationEngine] = Registry("engine")
 @ENGINES.register("local")
 def write_here(job: Job, blocks: Sequence[Block], workers: int | None, on_progress: Progress) -> Iterator[WrittenBlock]:
     """Write blocks in this process, one after the other; it uses the device and the cores by itself."""
-    generator, before = job.load() if blocks else None, 0
+    if not blocks:
+        return
+    generator, before = job.load(), 0
+    check_blocks(generator, job, blocks)
     for block in blocks:
-        assert generator is not None
         yield write_block(generator, job, block, lambda done, before=before: on_progress(before + done))  # type: ignore[misc]
         before += block.present
 
@@ -54,6 +56,8 @@ def write_on_ray(
     """
     if not blocks:
         return
+    if job.glossary is not None:  # workers see some of the lines only
+        check_blocks(Generator.from_pretrained(job.model, device="cpu", shortlist=job.shortlist), job, blocks)
     with ray_session(workers) as ray:
         present, done = {block.index: block.present for block in blocks}, 0
         for row in _rows(ray, job, blocks, workers):

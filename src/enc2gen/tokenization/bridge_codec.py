@@ -39,7 +39,8 @@ class BridgeCodec:
         llm_pad_id: by default the LLM tokenizer's, or `eos_id` if it has none.
 
     Attributes:
-        truncated: number of sources and targets that were cut at their limit.
+        truncated: number of sources and targets that were cut at their limit; a source that both the encoder and the
+            LLM read cut counts once.
 
     Raises:
         ModelError: a tokenizer is slow, or lacks a token that is needed.
@@ -77,22 +78,21 @@ class BridgeCodec:
             if limit < fewest:
                 raise ConfigError(f"{limit} is too short", where=f"max_{name}_length", remedy=f"use {fewest} or more")
 
-    def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_sources(self, texts: Sequence[str], numbers: Sequence[int] | None = None) -> list[list[int]]:
         """Encoder ids of each text in its template, special tokens included; longer ones are cut at the end.
+
+        Args:
+            numbers: of the texts, by which an error names one; 1, 2, ... by default.
 
         Raises:
             DataError: a text is not valid Unicode, or gives no token at all.
         """
         head, tail = self._around()
         room = self.max_source_length - len(head) - len(tail)
-        before, after = self.source_template.split(TEXT)
-        encoded = encode_pieces(self._encoder, [before + text + after for text in texts])
-        sources = [[*head, *self._cut(ids, room), *tail] for ids in encoded]
-        for number, source in enumerate(sources):
+        sources = [[*head, *self._cut(ids, room), *tail] for ids in self._source_pieces(texts)]
+        for number, source in zip(numbers or range(1, len(sources) + 1), sources, strict=True):
             if not source:
-                raise DataError(
-                    "a source is empty: the encoder's tokenizer gives it no token", where=f"text {number + 1}"
-                )
+                raise DataError("a source is empty: the encoder's tokenizer gives it no token", where=f"text {number}")
         return sources
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
@@ -172,8 +172,15 @@ class BridgeCodec:
     def _shortened(self, source: str) -> str:
         """The source up to its `max_source_length`-th LLM token."""
         shortened, cut = cut_text(self._llm, source, self.max_source_length)
-        self.truncated += cut
+        if cut:  # a source that the encoder reads cut, too, is counted there
+            room = self.max_source_length - sum(map(len, self._around()))
+            self.truncated += len(self._source_pieces([source])[0]) <= room
         return shortened
+
+    def _source_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encoder ids of each text in its template, without special tokens and without a limit."""
+        before, after = self.source_template.split(TEXT)
+        return encode_pieces(self._encoder, [before + text + after for text in texts])
 
     def _checked_prompt(self, prompt: str) -> str:
         if SOURCE in prompt and not self.prompt_with_source:

@@ -1,8 +1,9 @@
 """Diverse beam search (arXiv 1610.02424): groups of beams, each pushed away from what earlier groups just wrote.
 
 In a step, the groups choose one after the other; a candidate's rank is its score less lambda for every beam of an
-earlier group that writes the same token in this step (Hamming diversity, equation 4 and section 4.1). The penalty ranks
-and is not added up, so that a score is a log-probability as in plain beam search.
+earlier group that writes the same token in this step (Hamming diversity, equation 4 and section 4.1). A group that is
+over writes nothing any more. The penalty ranks and is not added up, so that a score is a log-probability as in plain
+beam search.
 
 Shapes: B sources that are still searched, K beams in G groups, S source length.
 """
@@ -19,6 +20,9 @@ from enc2gen.generation.engine.beam import LEAVE, Beams, BeamSearch, BeamSetting
 from enc2gen.generation.engine.cache import DecoderState
 from enc2gen.generation.engine.decoder import EngineDecoder
 from enc2gen.generation.engine.head import OutputHead
+
+_NOTHING = -1
+"""Written by a group that is over, whose beams only go on because other groups of its source do."""
 
 
 class DiverseBeamSearch(BeamSearch):
@@ -78,7 +82,8 @@ class DiverseBeamSearch(BeamSearch):
                 same * self._penalty,
             )
             parents.append(chosen + group * size)
-            written = torch.cat([written, beams.sequences[:, :, -1]], dim=1)
+            ids = beams.sequences[:, :, -1].masked_fill(~beams.open[:, None], _NOTHING)
+            written = torch.cat([written, ids], dim=1)
         return torch.cat(parents, dim=1)
 
     def _hand_out(

@@ -66,6 +66,9 @@ class OneDnnLinear(PackedLinear):
 class Int8Linear(PackedLinear):
     """int8 weights with one scale per output, int8 states with one scale per call (dynamic quantisation).
 
+    A row's product thus depends on the other rows of the call; a scale per row would cost more time than it is worth
+    (docs/decisions.md).
+
     Weights are rounded symmetrically: w = round(127 w / max|w|), row by row.
     """
 

@@ -1,7 +1,7 @@
 """Greedy search and sampling over the engine's decoder.
 
 Samples of one source are hypotheses that share its cache. The random numbers of a source depend on the seed and on the
-source alone, so that batches and their order change no output.
+source alone, so that batches and their order change no output in fp32; elsewhere the rounding of the products does.
 
 Shapes: B sources that still write, K samples a source, V vocabulary.
 """
