@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bridge_toys import llm_tokenizer, tiny_bridge, tiny_llm, tiny_mt5
 from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen.errors import CheckpointError, ConfigError, DataError, Enc2genError, ModelError
 from enc2gen.models.bridge import BridgeForConditionalGeneration
+from enc2gen.models.bridge.storing import fingerprint
 from enc2gen.models.bridge.writing import has_plain_head
 
 TEXTS = ["abc de fghi", "a", "klm no"]
@@ -302,6 +304,75 @@ def test_a_half_that_changed_is_saved_even_if_it_is_frozen_now(tmp_path: Path) -
     saved_equals(model, BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge"))
 
 
+@pytest.mark.parametrize("half", ["encoder", "llm"])
+def test_rows_that_changed_places_are_a_change(tmp_path: Path, half: str) -> None:
+    model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path))
+    with torch.no_grad():
+        rows = getattr(model, half).get_input_embeddings().weight
+        rows[[40, 41]] = rows[[41, 40]].clone()
+    model.save_pretrained(tmp_path / "bridge", parts="trained")
+    saved_equals(model, BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge"))
+
+
+def test_a_half_with_exchanged_rows_is_not_the_one_trained_with(tmp_path: Path) -> None:
+    model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path))
+    model.save_pretrained(tmp_path / "bridge", parts="trained")
+    with torch.no_grad():
+        norm = model.llm.model.norm.weight
+        norm.copy_(norm.flip(0))
+    model.llm.save_pretrained(tmp_path / "llm")
+    with pytest.raises(CheckpointError, match="llm is not the one"):
+        BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge")
+
+
+def test_fingerprints_do_not_depend_on_how_tensors_lie_in_memory() -> None:
+    weights = torch.randn(700, 900, generator=torch.Generator().manual_seed(2))  # more than a block of the sum
+    first, second = nn.Linear(900, 700, bias=False), nn.Linear(900, 700, bias=False)
+    first.weight = nn.Parameter(weights)
+    second.weight = nn.Parameter(weights.T.contiguous().T)
+    assert fingerprint(first) == fingerprint(second)
+    with torch.no_grad():
+        second.weight[[0, 699]] = second.weight[[699, 0]].clone()
+    assert fingerprint(first) != fingerprint(second)
+    assert fingerprint(first.to(torch.bfloat16)) not in (None, fingerprint(second))
+    with torch.device("meta"):
+        assert fingerprint(nn.Linear(2, 2)) is None
+
+
+def test_bridges_with_fingerprints_of_before_still_load(tmp_path: Path) -> None:
+    model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path))
+    model.save_pretrained(tmp_path / "bridge", parts="trained")
+    settings = json.loads((tmp_path / "bridge" / "config.json").read_text())
+    for half in ("encoder", "llm"):  # sums of bits without places, as they were once written
+        lines = [
+            f"{name} {tuple(w.shape)} {w.dtype} {int(w.numpy().view(np.int32).astype(np.int64).sum())}\n"
+            for name, w in sorted(getattr(model, half).state_dict().items())
+        ]
+        settings[f"{half}_fingerprint"] = hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
+    (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
+    loaded = BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge")
+    saved_equals(model, loaded)
+    loaded.save_pretrained(tmp_path / "again", parts="trained")
+    with safe_open(tmp_path / "again" / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(model.trained_state_dict()), "the halves are as they were loaded"
+    tiny_llm(seed=2).save_pretrained(tmp_path / "llm")
+    with pytest.raises(CheckpointError, match="llm is not the one"):
+        BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge")
+
+
+@pytest.mark.parametrize("parts", ["all", "trained"])
+def test_an_llm_with_more_or_fewer_rows_is_saved_and_loaded(tmp_path: Path, parts: Any) -> None:
+    model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path))
+    for rows in (131, 110):
+        model.resize_token_embeddings(rows)
+        model.save_pretrained(tmp_path / "bridge", parts=parts)
+        state = torch.get_rng_state()
+        loaded = BridgeForConditionalGeneration.from_pretrained(tmp_path / "bridge")
+        assert torch.equal(state, torch.get_rng_state()) or parts == "all"
+        saved_equals(model, loaded)
+        assert loaded.config.llm_config.vocab_size == rows == len(loaded.get_output_embeddings().weight)
+
+
 def test_another_half_than_the_one_trained_with_is_refused(tmp_path: Path) -> None:
     model = BridgeForConditionalGeneration.from_parts(**halves_on_disk(tmp_path))
     model.save_pretrained(tmp_path / "bridge", parts="trained")
@@ -380,7 +451,7 @@ def test_an_empty_text_is_the_encoders_special_tokens() -> None:
         ({"fusion": "lats"}, "did you mean 'last'"),
         ({"mapper": "liner"}, "did you mean 'linear'"),
         ({"hidden_states": {"normalize": "none"}}, "unknown option 'normalize'"),
-        ({"hidden_states": {"normalise": "final-norm"}}, "no final norm"),
+        ({"hidden_states": {"normalise": "final-norm"}}, "no norm behind the last layer of XLMRobertaModel is known"),
         ({"end_vector": "ones"}, "no end vector"),
         ({"source_template": "query"}, "exactly once"),
         ({"prompt": "{source}"}, "would show the LLM the source"),

@@ -332,6 +332,58 @@ def test_beam_search_with_and_without_cache(family: str) -> None:
     assert cached[:, 0].tolist() == [model.language_id("kk")] * 2
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_static_cache_writes_what_a_dynamic_one_writes(family: str, implementation: str) -> None:
+    model, pad = grow(tiny(family)), PAD[family]
+    model.set_attn_implementation(implementation)
+    model.generation_config.eos_token_id = None
+    start = model.language_id("kk")
+    prompts = torch.tensor([[pad, pad, pad, start, 7], [start, 8, 9, 10, 11]])
+    mask = torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
+    for given in ({}, {"decoder_input_ids": prompts, "decoder_attention_mask": mask}):
+        options: dict[str, Any] = {
+            "target_language": "kk",
+            "max_new_tokens": 3 * WINDOW,
+            **given,
+        }
+        static, dynamic = (
+            model.generate(
+                SOURCE, cache_implementation=kind, return_dict_in_generate=True, output_scores=True, **options
+            )
+            for kind in ("static", "dynamic")
+        )
+        assert torch.equal(static.sequences, dynamic.sequences)
+        for a, b in zip(static.scores, dynamic.scores, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    # padding on the left changes nothing: the first row's prompt alone
+    options = {"max_new_tokens": 3 * WINDOW, "cache_implementation": "static", "target_language": "kk"}
+    alone = model.generate(SOURCE[:1], decoder_input_ids=prompts[:1, 3:], **options)
+    assert torch.equal(alone[0, 2:], static.sequences[0, 5:])
+
+
+def rotary_frequencies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in model.named_buffers() if "inv_freq" in name}
+
+
+@pytest.mark.parametrize("rotary", ["modernbert", "eurobert"])
+def test_a_half_precision_encoder_keeps_its_rotary_frequencies(rotary: str, tmp_path: Path) -> None:
+    exact = rotary_frequencies(tiny(rotary))
+    tiny(rotary).save_pretrained(tmp_path / "encoder")
+    encoder = AutoModel.from_pretrained(tmp_path / "encoder", dtype=torch.bfloat16).eval()
+    model = grow(encoder)
+    model.save_pretrained(tmp_path / "model")
+    loaded = SwcmForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    assert exact and model.dtype == loaded.dtype == torch.bfloat16
+    for grown in (model, loaded):
+        found = rotary_frequencies(grown.encoder)
+        assert found.keys() == exact.keys()
+        assert all(torch.equal(found[name], frequencies) for name, frequencies in exact.items())
+    with torch.no_grad():
+        states = encoder(SOURCE).last_hidden_state
+        assert torch.equal(model.encoder(SOURCE).last_hidden_state, states)
+        assert torch.equal(loaded.encoder(SOURCE).last_hidden_state, states)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_model_gives_the_same_logits(kind: str, tmp_path: Path) -> None:
     model = grow(tiny(kind))
@@ -368,6 +420,23 @@ def test_gradient_checkpointing_changes_no_gradient(family: str) -> None:
         model(input_ids=SOURCE, decoder_input_ids=TARGET, labels=TARGET, use_cache=False).loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(value, gradients[1][name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_with_a_loss_of_ones_own_changes_no_gradient(family: str, reentrant: bool) -> None:
+    model = grow(tiny(family), dropout=0.0).train()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        output = model(input_ids=SOURCE, decoder_input_ids=TARGET)  # without labels, a cache is made by default
+        output.logits.square().mean().backward()
+        assert (output.past_key_values is None) == checkpointing
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], atol=1e-6, rtol=1e-4)
 

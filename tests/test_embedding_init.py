@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from enc2gen.errors import ConfigError, DataError, ModelError
 from enc2gen.models.embedding_init import EMBEDDING_INITIALISATIONS, InitialisationConfig, initialise_rows
 from enc2gen.models.embedding_init.factorised import factorise
-from enc2gen.models.embedding_init.pieces import PieceForm, Splitter, piece_forms
+from enc2gen.models.embedding_init.pieces import PieceForm, Splitter, find_overlap, piece_forms
 from enc2gen.models.embedding_init.similarity import sparsemax
+from enc2gen.tokenization.pieces import BYTE_LEVEL
 
 OLD = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁cat", "▁dog", "▁sun", "s", "ing", "▁Moon"]
 NEW = ["▁བོད", "▁catsing", "▁ཉི", "▁moon", "moon"]
@@ -118,6 +119,54 @@ def test_pieces_inside_words_split_without_a_space_mark_in_wordpiece_and_byte_bp
     bpe = PreTrainedTokenizerFast(tokenizer_object=byte_level, bos_token="<s>")
     assert piece_forms(bpe)[3:6] == [PieceForm("a", False), PieceForm("ä", False), PieceForm("ä", True)]
     assert Splitter(bpe).split(PieceForm("äa", True)) == [5, 3]
+
+
+def byte_level_bpe(merges: list[str]) -> PreTrainedTokenizerFast:
+    """All 256 bytes, "<s>", and what the merges make: pieces given as their bytes in hexadecimal, "e0+bd"."""
+    letters = {byte: letter for letter, byte in BYTE_LEVEL.items()}
+    pairs = [tuple("".join(letters[b] for b in bytes.fromhex(side)) for side in merge.split("+")) for merge in merges]
+    pieces = ["<s>", *letters.values(), *(first + second for first, second in pairs)]
+    backend = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, pairs))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+def test_parts_of_characters_are_what_their_bytes_are() -> None:
+    # Tibetan ཀ is E0 BD 80, Georgian ა is E1 83 90: beginnings of characters, a space before one, an end and a start
+    old = byte_level_bpe(["d0+be"])  # о
+    new = byte_level_bpe(["d0+be", "e0+bd", "e1+83", "20+e1", "90+e1"])
+    count = len(old)
+    origins: list[int | None] = [*range(count), None, None, None, None]
+    table = torch.randn(count, 4, generator=torch.Generator().manual_seed(5))
+    byte_ids = {byte: old.convert_tokens_to_ids(letter) for letter, byte in BYTE_LEVEL.items()}
+    spelt = [(0xE0, 0xBD), (0xE1, 0x83), (0x20, 0xE1), (0x90, 0xE1)]
+    mean = initialise_rows(table, old, new, origins, InitialisationConfig(method="mean"))
+    assert mean.how[count:] == ["mean"] * 4
+    for row, pair in zip(mean.table[count:], spelt, strict=True):
+        counted = [table[byte_ids[byte]] for byte in pair if byte != 0x20]  # a lone space spells nothing
+        torch.testing.assert_close(row, torch.stack(counted).mean(0))
+    for overlap in ("exact", "fuzzy"):
+        lexical = initialise_rows(table, old, new, origins, InitialisationConfig(method="lexical", overlap=overlap))
+        assert lexical.how[count:] == ["low-rank random"] * 4, "no old piece has these bytes"
+
+
+def test_the_same_part_of_a_character_overlaps_and_no_other() -> None:
+    old = [PieceForm("\udce0\udcbd", False), PieceForm("a\udce0", True), PieceForm("A", True)]
+    wanted = {
+        0: PieceForm("\udce0\udcbd", False),
+        1: PieceForm("\udce0\udcbd", True),
+        2: PieceForm("A\udce0", True),
+        3: PieceForm("\udce1", False),
+        4: PieceForm("\ufffd", False),
+        5: PieceForm("a", True),
+    }
+    assert find_overlap(wanted, old, fuzzy=True) == {0: 0, 5: 2}
+    assert find_overlap(wanted, old, fuzzy=False) == {0: 0}
+    whole = byte_level_bpe(["e0+bd", "e0bd+80"])
+    assert piece_forms(whole)[-2:] == [PieceForm("\udce0\udcbd", False), PieceForm("ཀ", False)]
+    assert Splitter(whole).split(PieceForm("\udce0\udcbd", False)) == [len(whole) - 2]
+    assert Splitter(OLD_TOKENIZER).split(PieceForm("\udce0s", True)) == [8], "no byte is a piece there"
 
 
 def test_special_and_byte_tokens_that_are_new_get_random_rows() -> None:
@@ -225,6 +274,12 @@ def test_nan_and_origins_that_do_not_fit_are_refused() -> None:
         initialise_rows(TABLE, OLD_TOKENIZER, NEW_TOKENIZER, [11, *ORIGINS[1:]])
 
 
+@pytest.mark.parametrize("method", ALL)
+def test_settings_written_out_in_full_are_the_same_settings(method: str) -> None:
+    config = InitialisationConfig(method=method)
+    assert InitialisationConfig(**config.model_dump()) == config
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -232,6 +287,11 @@ def test_nan_and_origins_that_do_not_fit_are_refused() -> None:
         ({"method": "mean", "rank": 4}, "rank has no meaning"),
         ({"method": "ofa", "project_old_rows": True}, "project_old_rows needs"),
         ({"method": "mean", "vectors": "x.vec"}, "vectors have no meaning"),
+        ({"method": "mean", "overlap": "exact"}, 'overlap has no meaning for method "mean": use "lexical"'),
+        ({"method": "focus", "neighbours": 3}, "neighbours have no meaning"),
+        ({"method": "lexical", "temperature": 0.5}, 'temperature has no meaning for method "lexical": use "ofa"'),
+        ({"method": "random", "static_vectors": {"dimension": 10}}, "static_vectors have no meaning"),
+        ({"method": "focus", "vectors": "x.vec", "static_vectors": {"window": 2}}, "static_vectors have no meaning"),
     ],
 )
 def test_settings_without_effect_are_refused(options: dict[str, Any], message: str) -> None:

@@ -191,6 +191,15 @@ def test_each_part_can_be_left_out(left_out: str) -> None:
     )
 
 
+@pytest.mark.parametrize("options", [{"copy": ()}, {"copy": ("ffn",)}, {"random_encoder": True}])
+def test_the_report_says_what_an_untied_head_is(options: dict[str, Any]) -> None:
+    model = grow(tiny_encoder(), tie_lm_head=False, **options)
+    assert model.init_report is not None
+    origin = next(tensor.origin for tensor in model.init_report.tensors if tensor.name == "lm_head.weight")
+    same = torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    assert (origin, same) == (("random", False) if "random_encoder" in options else ("copied", True))
+
+
 def test_deltalm_takes_attentions_from_odd_and_even_layers() -> None:
     encoder = tiny_encoder(layers=4)
     tensors = dict(grow(encoder, growth="deltalm", insert_every=None).named_parameters())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, EncoderDecoderCache
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, EncoderDecoderCache, GenerationConfig
 
-from conftest import tiny_encoder
+from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.errors import LanguageError, ModelError
 
@@ -174,10 +175,65 @@ def test_languages_are_normalised_and_one_per_source(model: SwcmForConditionalGe
     assert model.generate(SOURCE, target_language="KK", max_new_tokens=2)[0, 0] == model.language_id("kk")
     with pytest.raises(LanguageError, match="3 target languages for 2 sources"):
         model.generate(SOURCE, target_language=["kk", "ug", "kk"])
-    from transformers import GenerationConfig
-
     with pytest.raises(LanguageError, match="no target language"):
         model.generate(SOURCE, generation_config=GenerationConfig(max_new_tokens=3))
+
+
+def test_a_generation_config_without_start_leaves_the_models_default(model: SwcmForConditionalGeneration) -> None:
+    model.set_default_target_language("ug")
+    told = model.generate(SOURCE, generation_config=GenerationConfig(max_new_tokens=4, pad_token_id=1, eos_token_id=2))
+    assert torch.equal(told, model.generate(SOURCE, target_language="ug", max_new_tokens=4))
+    other = GenerationConfig(max_new_tokens=4, decoder_start_token_id=model.language_id("kk"))
+    assert model.generate(SOURCE, generation_config=other)[0, 0] == model.language_id("kk")
+
+
+def test_the_stored_limit_of_new_tokens_overrules_max_length(model: SwcmForConditionalGeneration) -> None:
+    model.generation_config.eos_token_id, model.generation_config.max_new_tokens = None, 9
+    assert model.generate(SOURCE, target_language="kk", max_length=6).shape[1] == 10, "as docs/model.md says"
+    assert model.generate(SOURCE, target_language="kk", max_new_tokens=5).shape[1] == 6
+
+
+def test_a_default_target_language_is_stored_under_the_models_tag(model: SwcmForConditionalGeneration) -> None:
+    model.set_default_target_language("kaz")
+    assert model.config.default_target_language == "kk"
+    assert model.generate(SOURCE, max_new_tokens=2)[0, 0] == model.language_id("kk")
+    with pytest.raises(LanguageError, match="no language 'bo'"):
+        model.set_default_target_language("bod")
+    assert model.config.default_target_language == "kk"
+
+
+def test_a_loaded_model_is_saved_with_its_tokenizer(tmp_path: Path) -> None:
+    model = SwcmForConditionalGeneration.from_encoder(
+        tiny_encoder(), tokenizer=tiny_tokenizer(), languages=["kk"], verbose=False
+    )
+    model.save_pretrained(tmp_path / "a")
+    SwcmForConditionalGeneration.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == sorted(p.name for p in (tmp_path / "a").iterdir())
+    text = "<kk> abc де ө"
+    ids = [AutoTokenizer.from_pretrained(tmp_path / folder)(text)["input_ids"] for folder in "ab"]
+    assert ids[0] == ids[1] and model.language_id("kk") in ids[1]
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "b")
+    assert loaded.tokenizer(text)["input_ids"] == ids[0]
+    loaded.tokenizer = None
+    loaded.save_pretrained(tmp_path / "c")
+    assert not (tmp_path / "c" / "tokenizer.json").exists()
+
+
+def test_a_model_whose_folder_is_gone_can_still_be_saved(tmp_path: Path) -> None:
+    model = SwcmForConditionalGeneration.from_encoder(tiny_encoder(), tokenizer=tiny_tokenizer(), verbose=False)
+    model.save_pretrained(tmp_path / "a")
+    loaded = SwcmForConditionalGeneration.from_pretrained(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    loaded.save_pretrained(tmp_path / "b")
+    assert loaded.tokenizer is None and (tmp_path / "b" / "model.safetensors").is_file()
+
+
+def test_labels_that_fit_no_logits_are_refused(model: SwcmForConditionalGeneration) -> None:
+    ids = targets(model)
+    for options in ({"labels": ids, "logits_to_keep": 1}, {"labels": ids[:, 1:]}, {"labels": ids[:1]}):
+        with pytest.raises(ModelError, match="need the logits of all decoder positions") as caught:
+            model(input_ids=SOURCE, decoder_input_ids=ids, **options)
+        assert caught.value.where == "labels"
 
 
 def test_init_report_and_positional_save_arguments_survive(model: SwcmForConditionalGeneration, tmp_path: Path) -> None:
@@ -212,6 +268,15 @@ def test_auto_classes_load_the_same_logits(options: dict[str, Any], tmp_path: Pa
     assert loaded.num_parameters() == model.num_parameters()
     assert loaded.get_input_embeddings().weight is loaded.decoder.embed_tokens.weight
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_embeddings_of_encoder_and_decoder_cannot_be_loaded_apart(
+    model: SwcmForConditionalGeneration, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="word embeddings apart") as caught:
+        SwcmForConditionalGeneration.from_pretrained(tmp_path, tie_word_embeddings=False)
+    assert "tie_lm_head" in str(caught.value.remedy)
 
 
 def test_too_long_source_and_target_are_refused(model: SwcmForConditionalGeneration) -> None:

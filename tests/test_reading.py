@@ -16,6 +16,8 @@ from transformers import (
     BertModel,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
+    FNetConfig,
+    FNetModel,
     LlamaConfig,
     LlamaForCausalLM,
     M2M100Config,
@@ -290,6 +292,17 @@ def test_a_model_of_images_is_no_encoder(tmp_path: Path) -> None:
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="'vit' is not a text encoder"):
         load_reading_encoder(tmp_path)
+
+
+def test_an_encoder_that_takes_no_masks_is_refused(tmp_path: Path) -> None:
+    config = FNetConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, intermediate_size=8)
+    FNetModel(config).save_pretrained(tmp_path)
+    for given in (tmp_path, FNetModel(config)):
+        with pytest.raises(ModelError, match="'fnet' takes no attention_mask") as caught:
+            load_reading_encoder(given)
+        assert "XLM-R" in str(caught.value.remedy)
+    with pytest.raises(ModelError, match="'fnet' takes no attention_mask"):
+        reading_encoder_from_config(config)
 
 
 def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path) -> None:

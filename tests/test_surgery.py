@@ -220,8 +220,19 @@ def test_languages_that_are_not_kept_are_refused_afterwards() -> None:
         writer.generate(["abc"], target_language="ug")
     with pytest.raises(LanguageError, match="no language 'bo'"):
         trim_model(generator(), wordy_tokenizer(), TEXTS, keep_languages=["bo"])
+    with pytest.raises(LanguageError, match="no language is to be kept"):
+        trim_model(generator(), wordy_tokenizer(), TEXTS, keep_languages=[])
     with pytest.raises(ModelError, match="only a generator"):
         trim_model(*masked_model("bert"), TEXTS, keep_languages=["kk"])
+
+
+def test_a_default_language_given_by_another_tag_survives_trimming() -> None:
+    model = generator()
+    model.set_default_target_language("kaz")
+    change = trim_model(model, model.tokenizer, TEXTS, keep_languages=["kk"])  # type: ignore[arg-type]
+    assert model.config.default_target_language == "kk"
+    written = model.generate(torch.tensor([change.tokenizer("abc")["input_ids"]]), max_new_tokens=2)
+    assert written[0, 0] == model.language_id("kk")
 
 
 @KINDS

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conftest import tiny_encoder
 from enc2gen import SwcmForConditionalGeneration
-from enc2gen.models.training_attention import NAME, training_attention
+from enc2gen.models.training_attention import _CACHED, NAME, training_attention
 
 BATCH, HEADS, TARGET, SOURCE, SIZE = 3, 4, 7, 9, 8
 TRAINING: Any = SimpleNamespace(training=True, is_causal=False)
@@ -54,6 +54,17 @@ def test_without_dropout_it_is_the_definition(kind: str) -> None:
     probe = torch.randn_like(expected)
     for actual, wanted in zip(*(torch.autograd.grad(x, given, probe) for x in (output, expected)), strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, HEADS])
+def test_one_mask_may_serve_a_batch_of_any_size(heads: int) -> None:
+    torch.manual_seed(0)
+    size = 2 * _CACHED // (HEADS * TARGET * SOURCE) + 1  # texts that are not taken at once
+    query = torch.randn(size, HEADS, TARGET, SIZE)
+    key, value = torch.randn(2, size, HEADS, SOURCE, SIZE)
+    seen = torch.ones(TARGET, SOURCE, dtype=torch.bool).tril(2).expand(1, heads, TARGET, SOURCE)
+    output, _ = training_attention(TRAINING, query, key, value, seen)
+    torch.testing.assert_close(output, plain(query, key, value, seen, None, 0.0))
 
 
 def test_gradients_are_those_of_the_weights_that_were_kept() -> None:

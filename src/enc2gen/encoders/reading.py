@@ -52,6 +52,9 @@ FINAL_NORMS: Mapping[str, str] = {
 """Where pre-norm encoders keep the norm that the last hidden state alone has passed, by `model_type`."""
 
 
+_ENCODERS_THAT_WORK = "give an encoder like XLM-R, BERT, ModernBERT, mT5, NLLB, mBART or embedded:multilingual-e5-small"
+
+
 @dataclass(frozen=True)
 class EncoderFacts:
     """What a bridge must know about an encoder.
@@ -185,6 +188,13 @@ def _check_type(config: PreTrainedConfig, where: str) -> None:
     if kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        if kind in MODEL_MAPPING and not _takes_masks(MODEL_MAPPING[kind]):
+            raise ModelError(
+                f"{config.model_type!r} takes no attention_mask, so that a text's states would depend on the padding "
+                "of its batch",
+                where=where,
+                remedy=_ENCODERS_THAT_WORK,
+            )
         return
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
@@ -194,11 +204,13 @@ def _check_type(config: PreTrainedConfig, where: str) -> None:
             remedy="give it as the LLM, and as the encoder one like XLM-R, BERT, ModernBERT, mT5, NLLB, mBART or "
             "embedded:multilingual-e5-small",
         )
-    raise ModelError(
-        f"{config.model_type!r} is not a text encoder",
-        where=where,
-        remedy="give an encoder like XLM-R, BERT, ModernBERT, mT5, NLLB, mBART or embedded:multilingual-e5-small",
-    )
+    raise ModelError(f"{config.model_type!r} is not a text encoder", where=where, remedy=_ENCODERS_THAT_WORK)
+
+
+def _takes_masks(model_class: Any) -> bool:
+    """Whether a class, or every one of several that share a configuration (Funnel), takes attention masks."""
+    classes = model_class if isinstance(model_class, tuple) else (model_class,)
+    return all("attention_mask" in inspect.signature(each.forward).parameters for each in classes)
 
 
 def _model_class(config: PreTrainedConfig) -> Any:

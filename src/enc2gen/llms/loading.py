@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from enc2gen.encoders.weights import check_complete, reading_weights
 from enc2gen.errors import ConfigError, ModelError, first_line
 from enc2gen.llms.embedded import EMBEDDED_LLMS, converted, plain, read_gguf, read_gguf_tokenizer
 from enc2gen.tokenization.tokenizer import protect_special_tokens
+
+_LLMS_THAT_WORK = "as the LLM one like Llama, Qwen, Gemma or embedded:smollm2-135m-instruct"
 
 
 def load_llm(
@@ -163,13 +166,26 @@ def _check_type(config: PreTrainedConfig, where: str) -> None:
         wrong = "an encoder, it cannot write"
     elif kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         wrong = "not a language model"
+    elif lacking := _lacking_arguments(kind):
+        raise ModelError(
+            f"{config.model_type!r} cannot write behind a soft prefix: it takes no {' and no '.join(lacking)}",
+            where=where,
+            remedy=f"recurrent LLMs such as Mamba and RWKV do not work; give {_LLMS_THAT_WORK}",
+        )
     else:
         return
     raise ModelError(
         f"{config.model_type!r} is {wrong}; a bridge writes with a decoder-only language model",
         where=where,
-        remedy="give it as the encoder, and as the LLM one like Llama, Qwen, Gemma or embedded:smollm2-135m-instruct",
+        remedy=f"give it as the encoder, and {_LLMS_THAT_WORK}",
     )
+
+
+def _lacking_arguments(kind: type[PreTrainedConfig]) -> list[str]:
+    """What a bridge gives its LLM and this kind does not take: the state of Mamba and RWKV is no `past_key_values`."""
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    given = inspect.signature(model_class.forward).parameters
+    return [name for name in ("inputs_embeds", "attention_mask", "past_key_values") if name not in given]
 
 
 def load_llm_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -18,6 +18,7 @@ from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError, ModelError
 from enc2gen.models.mbart import mbart_shaped, set_generation_defaults
 from enc2gen.models.pretrained import pretrained
+from enc2gen.models.seeding import seeded
 from enc2gen.models.swcm.configuration import growth_options
 from enc2gen.models.swcm.growing import fill_rows, special_token_id, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
@@ -139,8 +140,7 @@ def warm_start(
     tokenizer, ids, fresh_rows = with_language_tokens(encoder, loaded, tokenizer, languages)
     words = donor_for(loaded.config).word_embeddings()
     state = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("pooler.")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         state[words] = fill_rows(state[words], max([len(state[words]), *(i + 1 for i in ids.values())]), fresh_rows)
         settings = loaded.config.to_dict() | {"vocab_size": len(state[words])}
         if dropout is not None:

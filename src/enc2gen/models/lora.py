@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from enc2gen.errors import ConfigError, ModelError
+from enc2gen.models.seeding import seeded
 
 
 class LoraSettings(BaseModel):
@@ -60,8 +60,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, seed: int = 0) -> N
         use_dora=settings.dora,
         target_modules=targets,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         inject_adapter_in_model(config, model)
 
 

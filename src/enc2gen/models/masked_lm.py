@@ -1,11 +1,15 @@
 """An encoder with its masked-LM head: transformers' own `*ForMaskedLM`, computed where a piece is predicted only.
 
 **A fresh head** (for an encoder whose checkpoint has none, such as multilingual-e5-small) starts as a harmless
-map instead of noise. The dense layer starts as x + 3: the activation (gelu) is the identity up to 0.4 % on inputs
-of 3 or more, and the layer norm that follows removes the constant again, so that the head starts as
-LayerNorm(x), undistorted. The output projection is tied to the word embeddings, its bias starts at the log unigram
-frequencies of the training text, and the gain of the norm starts small (`FRESH_GAIN`), so that the first
-predictions are the unigram distribution and the first gradients those of a log-bilinear model.
+map instead of noise: dense layers as the identity, the output projection tied to the word embeddings, its bias at the
+log unigram frequencies of the training text, and the gain of the layer norm small (`FRESH_GAIN`), so that the first
+predictions are the unigram distribution and the first gradients those of a log-bilinear model. How much of that there
+is depends on the family's head:
+
+- BERT, RoBERTa, XLM-R, XLM-R XL: the dense layer starts as x + 3, where the activation (gelu) is the identity up to
+  0.4 %, and the layer norm that follows removes the constant again: the head starts as LayerNorm(x), undistorted.
+- ModernBERT: its dense layer has no bias to shift x by (unless `classifier_bias`), so that the activation bends x.
+- EuroBERT: a projection alone, without bias: first predictions are those of x itself, frequencies have no place.
 """
 
 from __future__ import annotations
@@ -50,7 +54,8 @@ class MaskedLanguageModel(nn.Module):
     Args:
         model: transformers' `*ForMaskedLM` of a supported family, or a bare encoder, which gets a fresh head and is
             shared, not copied: training this trains it.
-        unigram: for a fresh head, the relative frequency of each id; the bias is 0 without it.
+        unigram: for a fresh head, the relative frequency of each id; the bias is 0 without it. Not used where the
+            family's head has no bias (EuroBERT).
             *Shape* `[vocab]`.
 
     Attributes:

@@ -20,6 +20,7 @@ from transformers import (
 from enc2gen.encoders.donor import donor_for
 from enc2gen.encoders.loading import load_encoder
 from enc2gen.errors import ConfigError
+from enc2gen.models.seeding import seeded
 from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, special_token_id, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
@@ -59,8 +60,7 @@ def mbart_shaped(
     rows = cast(Any, loaded.get_input_embeddings()).weight.shape[0]
     config = _configuration(own, max([rows, *(index + 1 for index in ids.values())]), tokenizer, dropout)
     depth = _depth(config, _grown_size(own, encoder_layers, rows, languages)) if layers is None else layers
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = MBartForConditionalGeneration(_deep(config, depth))
     model.config.languages = ids
     model.tokenizer = cast(Any, tokenizer)

@@ -21,6 +21,7 @@ from enc2gen.corpora.languages import base_language, default_script, normalise_l
 from enc2gen.encoders.loading import load_tokenizer
 from enc2gen.encoders.weights import check_complete, reading_weights
 from enc2gen.errors import LanguageError, ModelError, first_line
+from enc2gen.models.seeding import seeded
 from enc2gen.models.swcm.growing import MAX_NEW_TOKENS, fill_rows
 from enc2gen.tokenization.layout import TextLayout
 from enc2gen.tokenization.tokenizer import add_language_tokens
@@ -145,8 +146,7 @@ def _add_rows(model: Any, fresh: Sequence[int], seed: int) -> None:
     size = max(model.get_input_embeddings().weight.shape[0], fresh[-1] + 1)
     if size > model.get_input_embeddings().weight.shape[0]:  # mT5 has more rows than its tokenizer has tokens
         model.resize_token_embeddings(size, mean_resizing=False)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad():
         layers = (model.get_input_embeddings(), model.get_output_embeddings())
         for weight in {id(layer.weight): cast(Tensor, layer.weight) for layer in layers}.values():
             weight[list(fresh)] = fill_rows(weight[: fresh[0]], size, fresh)[list(fresh)]

@@ -37,17 +37,21 @@ _CACHED = 2**18  # scores turned into weights at once, 1 MB in float32 (our choi
 
 
 def _attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """softmax(Q K^T) where `mask`, `[B, 1, T, S]` or `[T, S]`, is True: `[B * A, T, S]` of `[B * A, T or S, D]`."""
+    """softmax(Q K^T) where `mask`, `[B or 1, 1 or A, T, S]` or `[T, S]`, is True: `[B * A, T, S]`.
+
+    Queries and keys are `[B * A, T or S, D]`.
+    """
     weights = torch.bmm(queries, keys.transpose(1, 2))
     work = torch.promote_types(weights.dtype, torch.float32)
     if mask is not None:
         hidden = torch.zeros(mask.shape, dtype=work).masked_fill_(~mask, torch.finfo(work).min)
+        shared = hidden.dim() == 2 or hidden.shape[0] == 1  # by all texts
     texts = max(1, _CACHED // max(1, weights[:heads].numel()))
     for part in weights.view(-1, heads, *weights.shape[1:]).split(texts):
         scores = part.to(work, copy=True)
         if mask is not None:
-            scores += hidden if hidden.dim() == 2 else hidden[: len(part)]
-            hidden = hidden if hidden.dim() == 2 else hidden[len(part) :]
+            scores += hidden if shared else hidden[: len(part)]
+            hidden = hidden if shared else hidden[len(part) :]
         part.copy_(torch.softmax(scores, dim=-1))
     return weights
 

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from enc2gen.errors import ModelError
 from enc2gen.models.bridge.llm_attention import LayerReader, project_keys_values, self_attentions
-from enc2gen.models.bridge.options import checked_options, seeded
+from enc2gen.models.bridge.options import checked_options
+from enc2gen.models.seeding import seeded
 
 
 class AlignerConfig(BaseModel):

@@ -158,7 +158,7 @@ def _checked_convention(options: PartOptions, encoder: PreTrainedModel) -> dict[
     convention = options.convention()
     if convention["normalise"] == "final-norm" and encoder_facts(encoder).final_norm is None:
         raise ConfigError(
-            f"{type(encoder).__name__} normalises within every layer, so there is no final norm to apply",
+            f"no norm behind the last layer of {type(encoder).__name__} is known: post-norm encoders have none",
             where="hidden_states.normalise",
             remedy="use none or layer-norm",
         )

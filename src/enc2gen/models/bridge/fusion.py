@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from enc2gen.errors import ConfigError, ModelError
-from enc2gen.models.bridge.options import checked_options, seeded
+from enc2gen.models.bridge.options import checked_options
+from enc2gen.models.seeding import seeded
 from enc2gen.registry import Registry
 
 INITIAL_LOGIT = 3e-5

@@ -1,4 +1,4 @@
-"""What decoding starts from: the start token, and a prompt per row, padded on the left."""
+"""What decoding starts from: the start token, a prompt per row, padded on the left, and an empty cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from enc2gen.errors import ModelError
 from enc2gen.models.bridge.configuration import BridgeConfig
@@ -32,6 +32,10 @@ def decoder_start(model: BridgeForConditionalGeneration, arguments: dict[str, An
         raise ModelError(
             f"a bridge cannot use the cache {kind!r}", where="cache_implementation", remedy='use "dynamic"'
         )
+    cached = arguments.get("use_cache", settings.use_cache) is not False
+    if kind is None and cached and arguments.get("past_key_values") is None:
+        # transformers makes a pair, for self- and cross-attention, and cannot where layers have no attention (LFM2).
+        arguments = arguments | {"past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
     ids, mask = arguments.pop("decoder_input_ids", None), arguments.pop("decoder_attention_mask", None)
     if ids is None:
         if not model.config.prompt:

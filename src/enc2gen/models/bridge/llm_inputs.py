@@ -1,5 +1,9 @@
 """The target side of a bridge: what the LLM reads, `[BOS][prefix][end vector][prompt and target tokens]`.
 
+The padding of a shorter prefix or prompt would stand in the middle of that. Position ids can skip it, but much in LLMs
+counts places and not positions (sliding windows, local attention, ALiBi, convolutions), so that a text would be read
+otherwise in a batch than alone. Therefore each row's padding comes first.
+
 Shapes: B batch, P prefix length, T decoder positions so far, N of them new, D LLM embedding size.
 """
 
@@ -26,7 +30,7 @@ class LlmInputs:
 
     Attributes:
         inputs_embeds: `[B, new, D]`: all on the first call, later only what is new.
-        attention_mask: `[B, all]`, what was read before included.
+        attention_mask: `[B, all]`, what was read before included, padding in front of each row first.
         position_ids: `[B, new]`, counted over real positions only, so that padding changes nothing.
         written: how many of the last new positions are decoder positions.
     """
@@ -98,16 +102,43 @@ def llm_inputs(
     words = llm.get_input_embeddings()(decoder_input_ids)
     start = ((mask.cumsum(1) == 1) & (mask != 0))[:, -new:]
     embeds = torch.where(start[..., None], end_vector.to(words.dtype), words)
-    bos = prefix_mask.new_ones((rows, lead - prefix.shape[1]))
-    whole = torch.cat([bos, prefix_mask, mask], dim=1)
+    has_bos = bos_token_id is not None
+    whole = read_mask(prefix_mask, mask, has_bos=has_bos)
     if past_length == 0:
         parts = [prefix.to(words.dtype), embeds]
         if bos_token_id is not None:
             token = torch.full((rows, 1), bos_token_id, dtype=torch.long, device=words.device)
             parts.insert(0, llm.get_input_embeddings()(token))
         embeds = torch.cat(parts, dim=1)
+        _, leading = _in_given_order(prefix_mask, mask, has_bos)
+        order = (~leading).long().argsort(dim=1, stable=True)
+        embeds = embeds.gather(1, order[..., None].expand_as(embeds))
     positions = (whole.long().cumsum(1) - 1).clamp_min(0)[:, -embeds.shape[1] :]
     return LlmInputs(embeds, whole, positions, new)
+
+
+def read_mask(prefix_mask: Tensor, decoder_mask: Tensor, *, has_bos: bool) -> Tensor:
+    """The mask of all that the LLM has read, in the order in which it has read it and its cache holds it.
+
+    Args:
+        prefix_mask: `[B, P]`; decoder_mask: `[B, T]`, of the same type.
+        has_bos: whether the LLM reads its BOS before the prefix.
+
+    Returns:
+        `[B, P + T]`, or one more with BOS: padding of prefix and left padding of the decoder first, in each row.
+    """
+    real, leading = _in_given_order(prefix_mask, decoder_mask, has_bos)
+    places = torch.arange(real.shape[1], device=real.device)
+    # Leading padding makes room where it stood; what follows the first decoder token has not moved.
+    return ((places >= leading.sum(1, keepdim=True)) & (real | leading)).to(prefix_mask.dtype)
+
+
+def _in_given_order(prefix_mask: Tensor, decoder_mask: Tensor, has_bos: bool) -> tuple[Tensor, Tensor]:
+    """What is real, and what is padding before the row's first decoder token, in the order BOS, prefix, decoder."""
+    real = torch.cat([prefix_mask != 0, decoder_mask != 0], dim=1)
+    real = nn.functional.pad(real, (1, 0), value=True) if has_bos else real
+    first = real.shape[1] - decoder_mask.shape[1] + (decoder_mask != 0).long().argmax(1, keepdim=True)
+    return real, ~real & (torch.arange(real.shape[1], device=real.device) < first)
 
 
 def _check_length(llm: PreTrainedModel, length: int) -> None:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from enc2gen.models.bridge.options import checked_options, seeded
+from enc2gen.models.bridge.options import checked_options
+from enc2gen.models.seeding import seeded
 from enc2gen.registry import Registry
 
 SENTENCE_DESCRIPTION = (

@@ -28,11 +28,12 @@ from enc2gen.models.bridge.generating import decoder_start, ids_from_labels
 from enc2gen.models.bridge.hidden_states import HiddenStates, HiddenStatesConfig
 from enc2gen.models.bridge.llm_inputs import llm_inputs
 from enc2gen.models.bridge.mapper import build_mapper
-from enc2gen.models.bridge.options import checked_options, seeded
+from enc2gen.models.bridge.options import checked_options
 from enc2gen.models.bridge.processor import BridgeProcessor
 from enc2gen.models.bridge.reader import BridgeEncoderOutput, BridgeReader, is_frozen
 from enc2gen.models.bridge.storing import load_bridge, save_bridge
 from enc2gen.models.bridge.writing import write, written_loss
+from enc2gen.models.seeding import seeded
 from enc2gen.models.token_loss import TokenLoss, mean_cross_entropy
 
 HALVES = ("encoder", "llm")

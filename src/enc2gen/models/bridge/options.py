@@ -1,12 +1,10 @@
-"""What fusions and mappers share: checking of their options, and seeded initialisation of their parameters."""
+"""What fusions and mappers share: checking of their options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 
 from enc2gen.errors import ConfigError
@@ -40,12 +38,3 @@ def _problem(problem: Mapping[str, Any]) -> str:
     if not name:
         return str(problem["msg"])
     return f"{name}={problem['input']!r}: {problem['msg']}"
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw random numbers from `seed` inside the block, and leave the global generators as they were."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

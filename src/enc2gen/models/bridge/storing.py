@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from enc2gen.encoders.dtypes import parse_dtype
@@ -22,6 +22,7 @@ from enc2gen.errors import CheckpointError, ModelError
 from enc2gen.llms.loading import load_llm
 from enc2gen.models.bridge.configuration import BridgeConfig
 from enc2gen.models.bridge.processor import ENCODER_FOLDER, BridgeProcessor
+from enc2gen.models.seeding import seeded
 
 if TYPE_CHECKING:
     from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
@@ -29,21 +30,49 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 _HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BY_PLACE = "2:"
+"""What fingerprints begin with that know the places of the bits; those of older bridges have no such mark."""
+_BLOCK = 2**18
+_GOLDEN, _PRIME = -7046029254386353131, 1099511628211  # 2^64 over the golden ratio, as int64; FNV's prime
 
 
 def fingerprint(module: nn.Module) -> str | None:
     """Checksum of names, shapes and bits of the weights, the same on all devices; `None` on the meta device.
 
-    Bits are summed as integers, which is exact in any order and as quick as reading them.
+    Bits are summed as integers, each with a weight that says its place: exact in any order, and as quick as reading.
     """
+    return _checksum(module, _sum_by_place, _BY_PLACE)
+
+
+def is_as_loaded(module: nn.Module, original: str | None) -> bool:
+    """Whether `module` has the weights that `original` is the fingerprint of, made by whatever version."""
+    if original is None or original.startswith(_BY_PLACE):
+        return fingerprint(module) == original
+    return _checksum(module, _sum, "") == original  # of before there were places: blind to an exchange of rows
+
+
+def _checksum(module: nn.Module, total: Callable[[Tensor], int], version: str) -> str | None:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
             return None
         flat = tensor.detach().contiguous().flatten()
-        total = int(flat.view(_BITS[flat.element_size()]).sum(dtype=torch.int64))
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total}\n".encode())
-    return digest.hexdigest()[:32]
+        bits = flat.view(_BITS[flat.element_size()])
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total(bits)}\n".encode())
+    return version + digest.hexdigest()[:32]
+
+
+def _sum(bits: Tensor) -> int:
+    return int(bits.sum(dtype=torch.int64))
+
+
+def _sum_by_place(bits: Tensor) -> int:
+    """Sum of bits times odd weights modulo 2^64, block by block (the weights of all places would not fit a cache)."""
+    weights = torch.arange(min(_BLOCK, bits.numel()), device=bits.device) * _GOLDEN | 1
+    total = 0
+    for block in bits.split(_BLOCK):
+        total = (total * _PRIME + int((block.long() * weights[: len(block)]).sum())) % 2**64
+    return total
 
 
 def align(module: nn.Module) -> None:
@@ -105,7 +134,7 @@ def _own_state(model: BridgeForConditionalGeneration) -> dict[str, Tensor]:
                 where=f"config.{part}_name",
                 remedy='save with parts="all", or set its name',
             )
-        if fingerprint(module) == original:
+        if is_as_loaded(module, original):
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{part}.")}
     return state
 
@@ -187,8 +216,9 @@ def _load_trained(
     halves = (("encoder", encoder, config.encoder_fingerprint), ("llm", llm, config.llm_fingerprint))
     state = _read(folder / WEIGHTS)
     for part, module, expected in halves:
-        replaced = any(key.startswith(f"{part}.") for key in state)
-        if check and not replaced and expected is not None and fingerprint(module) != expected:
+        if any(key.startswith(f"{part}.") for key in state):
+            _fit_rows(module, part, state)
+        elif check and expected is not None and not is_as_loaded(module, expected):
             raise CheckpointError(
                 f"the {part} is not the one that this bridge was trained with: its weights differ",
                 where=str(getattr(config, f"{part}_name")),
@@ -203,6 +233,16 @@ def _load_trained(
     tied = set(model.all_tied_weights_keys)
     info = {"missing_keys": {key for key in missing if key not in tied}, "unexpected_keys": set(result.unexpected_keys)}
     return model.eval(), info | {"mismatched_keys": set(), "error_msgs": []}
+
+
+def _fit_rows(half: PreTrainedModel, part: str, state: dict[str, Tensor]) -> None:
+    """Give `half` as many word embeddings as `state` has of it: `resize_token_embeddings` may have been called."""
+    table = cast(Tensor, half.get_input_embeddings().weight)
+    names = [f"{part}.{name}" for name, parameter in half.named_parameters() if parameter is table]
+    rows = next((len(state[name]) for name in names if name in state), len(table))
+    if rows != len(table):
+        with seeded(0):  # rows that are overwritten at once
+            half.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

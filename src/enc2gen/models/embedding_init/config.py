@@ -25,6 +25,19 @@ EMBEDDING_INITIALISATIONS.add("focus", "enc2gen.models.embedding_init.similarity
 EMBEDDING_INITIALISATIONS.add("ofa", "enc2gen.models.embedding_init.similarity:ofa_rows")
 
 
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "overlap": ("lexical", "focus", "ofa"),
+    "rank": ("lexical", "ofa"),
+    "project_old_rows": ("ofa",),
+    "neighbours": ("ofa",),
+    "temperature": ("ofa",),
+    "vectors": ("focus", "ofa"),
+    "static_vectors": ("focus", "ofa"),
+}
+"""Settings that not every method reads, and our methods that do; what registered ones read is theirs to say."""
+_OURS = ("random", "mean", "lexical", "focus", "ofa")
+
+
 class InitialisationConfig(BaseModel):
     """How the embedding rows of new pieces are made."""
 
@@ -71,12 +84,12 @@ class InitialisationConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> InitialisationConfig:
-        if self.rank is not None and self.method not in ("lexical", "ofa"):
-            raise ValueError(f'rank has no meaning for method "{self.method}": use "lexical" or "ofa", or drop rank')
-        if self.project_old_rows and (self.method != "ofa" or self.rank is None):
+        for name, methods in _READ_BY.items() if self.method in _OURS else ():
+            if self.method not in methods and getattr(self, name) != type(self).model_fields[name].default:
+                has, known = "have" if name.endswith("s") else "has", " or ".join(f'"{method}"' for method in methods)
+                raise ValueError(f'{name} {has} no meaning for method "{self.method}": use {known}, or drop {name}')
+        if self.project_old_rows and self.rank is None:
             raise ValueError('project_old_rows needs method "ofa" and a rank')
-        if self.vectors is not None and self.method not in ("focus", "ofa"):
-            raise ValueError(
-                f'vectors have no meaning for method "{self.method}": use "focus" or "ofa", or drop vectors'
-            )
+        if self.vectors is not None and self.static_vectors != StaticVectorsConfig():
+            raise ValueError("static_vectors have no meaning beside vectors, which are read and not learnt: drop one")
         return self

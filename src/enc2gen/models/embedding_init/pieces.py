@@ -21,7 +21,11 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # pieces of byte fallback
 
 
 class PieceForm(NamedTuple):
-    """What a piece spells: its text without marks, and whether it begins a word."""
+    """What a piece spells: its text without marks, and whether it begins a word.
+
+    Byte-level pieces may spell parts of characters: such bytes are lone surrogates in the text, as Python's error
+    handler "surrogateescape" makes them, so that every text says which bytes it is.
+    """
 
     text: str
     starts_word: bool
@@ -63,7 +67,7 @@ def _form(piece: str, how: Notation) -> PieceForm:
     if how == "bytes":
         letters = _byte_letters()
         if all(letter in letters for letter in piece):
-            piece = bytes(letters[letter] for letter in piece).decode("utf-8", errors="replace")
+            piece = bytes(letters[letter] for letter in piece).decode("utf-8", errors="surrogateescape")
         return PieceForm(piece[1:], True) if piece.startswith(" ") else PieceForm(piece, False)
     return PieceForm(piece[1:], True) if piece.startswith(_SPACE) else PieceForm(piece, False)
 
@@ -74,19 +78,32 @@ def find_overlap(
     """New ids whose piece is an old one: new id -> old id.
 
     Tried in turn, the lowest old id first: the same form; and if `fuzzy`, the same up to NFKC and letter case, then
-    also up to the word start.
+    also up to the word start. Forms with parts of characters are only ever the same: their bytes have no letter case.
     """
     views = [_exact, _folded, _bare] if fuzzy else [_exact]
     found: dict[int, int] = {}
     for view in views:
+        comparable = _has_text if view is _exact else _has_whole_text
         known: dict[Any, int] = {}
         for index, form in enumerate(old_forms):
-            if form is not None and form.text:
+            if form is not None and comparable(form):
                 known.setdefault(view(form), index)
         for index, form in wanted.items():
-            if index not in found and form.text and (old := known.get(view(form))) is not None:
+            if index not in found and comparable(form) and (old := known.get(view(form))) is not None:
                 found[index] = old
     return found
+
+
+def _has_text(form: PieceForm) -> bool:
+    return bool(form.text)
+
+
+def _has_whole_text(form: PieceForm) -> bool:
+    return bool(form.text) and not any(map(_is_byte, form.text))
+
+
+def _is_byte(letter: str) -> bool:
+    return "\ud800" <= letter <= "\udfff"
 
 
 def _exact(form: PieceForm) -> PieceForm:
@@ -122,7 +139,8 @@ class Splitter:
             text = (" " if form.starts_word else "") + form.text
             if self._how == "bytes":
                 names = {byte: letter for letter, byte in _byte_letters().items()}
-                text = "".join(names[byte] for byte in text.encode("utf-8"))
+                text = "".join(names[byte] for byte in text.encode("utf-8", errors="surrogateescape"))
+            text = "".join(letter for letter in text if not _is_byte(letter))
             ids = [token.id for token in self._backend.model.tokenize(text.replace(" ", _SPACE))]
         spelt = ((index, self._forms[index]) for index in ids if index < len(self._forms))
         return [index for index, found in spelt if found is not None and found.text]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from enc2gen.corpora.languages import normalise_languages
-from enc2gen.errors import DataError, ModelError
+from enc2gen.errors import DataError, LanguageError, ModelError
 from enc2gen.models.embedding_init import InitialisationConfig, initialise_rows
 from enc2gen.models.surgery.loading import check_pair
 from enc2gen.models.surgery.replacing import output_layer, replace_vocabulary, take_rows
@@ -90,7 +90,7 @@ def trim_model(
     Raises:
         DataError: there is no text.
         ModelError: the tokenizer does not fit the model or cannot be trimmed.
-        LanguageError: one of `keep_languages` is not a language of the model.
+        LanguageError: one of `keep_languages` is not a language of the model, or there is none.
     """
     used = _some_text(texts)
     check_pair(model, tokenizer)
@@ -188,6 +188,12 @@ def _kept_languages(model: PreTrainedModel, wanted: Sequence[str] | None) -> lis
             "only a generator has languages to keep",
             where="keep_languages",
             remedy="leave it out: an encoder's vocabulary is cut by the corpora alone",
+        )
+    if not tags:
+        raise LanguageError(
+            "no language is to be kept, and the model could not write any more",
+            where="keep_languages",
+            remedy="name one or more, or leave it out to keep all",
         )
     for tag in tags:
         model.language_id(tag)

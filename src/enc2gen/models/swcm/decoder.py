@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, sliding_window_overlay
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.utils.logging import get_logger
 
 from enc2gen.errors import ModelError
 from enc2gen.models.padding_free import SequencePair, Sequences
@@ -22,6 +23,8 @@ from enc2gen.models.swcm.configuration import SwcmConfig
 from enc2gen.models.swcm.layers import CustomDecoderLayer, DecoderLayer, NormalDecoderLayer
 from enc2gen.models.swcm.norms import build_norm
 from enc2gen.models.training_attention import sequence_options
+
+_LOG: Any = get_logger(__name__)
 
 
 class SwcmPreTrainedModel(PreTrainedModel):
@@ -36,6 +39,15 @@ class SwcmPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    @staticmethod
+    def create_masks_for_generate(config: Any, inputs_embeds: Any, attention_mask: Tensor | None, **_: Any) -> Any:
+        """The padding mask `[B, T]` as it is: what transformers' `generate` hands the decoder for a static cache.
+
+        transformers would make one causal mask for all layers of it. Of that the decoder could not tell where padding
+        is, which it counts positions by, and layers with a sliding window would see everything.
+        """
+        return attention_mask
 
 
 class SwcmDecoder(SwcmPreTrainedModel):
@@ -162,6 +174,10 @@ class SwcmDecoder(SwcmPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None) or encoder_hidden_states is None:
             raise ModelError("the decoder needs encoder states and either input_ids or inputs_embeds")
         shape = input_ids.shape if input_ids is not None else cast(Tensor, inputs_embeds).shape[:-1]
+        if self.gradient_checkpointing and self.training and (use_cache or past_key_values is not None):
+            # A layer that is computed again would find its own keys and values there, without their gradients.
+            _LOG.warning_once("gradient checkpointing works without a cache of keys and values only: use_cache=False")
+            use_cache, past_key_values = False, None
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
         past = past_key_values.get_seq_length() if past_key_values is not None else 0

@@ -17,8 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.corpora.languages import normalise_languages
 from enc2gen.encoders.donor import Donor, NormOrder, donor_for
+from enc2gen.encoders.dtypes import to_dtype
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError, ModelError
+from enc2gen.models.seeding import seeded
 from enc2gen.models.swcm.configuration import COPY_PARTS, GrowthOptions, LayerPlan, SwcmConfig, plan_layers
 from enc2gen.models.swcm.fresh import silence_fresh_sublayers, top_norm, typical_gain
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
@@ -52,18 +54,17 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
     parts: list[str] = [] if options.random_encoder else [part for part in COPY_PARTS if part in options.copy_parts]
     config = _configure(loaded, plan, parts, options, language_ids, tokenizer)
     device = next(loaded.parameters()).device
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed), torch.device(device):
         model = SwcmForConditionalGeneration(config)
         if device.type != "meta" and not options.random_encoder:
             _transfer(model, loaded, fresh_rows)
         if device.type != "meta" and options.fresh_output == "zero":
             silence_fresh_sublayers(model.decoder, decoder_sources(config))
-    cast(Any, model).to(dtype=loaded.dtype)
+    to_dtype(model, loaded.dtype)
     scaled = _settle_top_norm(model, options) if device.type != "meta" else {}
     model.tie_weights()
     model.tokenizer = tokenizer
-    model.init_report = account(model, _name(encoder), fresh_rows, scaled)
+    model.init_report = account(model, _name(encoder), fresh_rows, scaled, random_encoder=options.random_encoder)
     _set_generation_defaults(model)
     if options.verbose:
         model.init_report.print()
@@ -271,6 +272,8 @@ def account(
     encoder: str,
     fresh_rows: Sequence[int] = (),
     scaled: Mapping[str, float] = MappingProxyType({}),
+    *,
+    random_encoder: bool = False,
 ) -> InitReport:
     """Say for every decoder and LM head tensor where it came from, from its actual values.
 
@@ -279,6 +282,7 @@ def account(
         encoder: its name.
         fresh_rows: rows of the word embeddings that are new.
         scaled: tensor -> what its source is multiplied by.
+        random_encoder: whether nothing was taken from the encoder, word embeddings included.
 
     Raises:
         ModelError: a tensor that the plan copies or ties differs from its source, or a tensor that is neither
@@ -287,13 +291,13 @@ def account(
     config = cast(SwcmConfig, model.config)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     sources, tied = decoder_sources(config), tied_parameters(config)
-    expected = re.compile("|".join(_fresh_patterns(config)))
+    expected = re.compile("|".join(_fresh_patterns(config, random_encoder)))
     tensors = []
     for name, tensor in parameters.items():
         if not name.startswith(("decoder.", "lm_head.")):
             continue
         source = sources.get(name)
-        if name == "lm_head.weight" and (name in tied or config.copied_parts):
+        if name == "lm_head.weight" and (name in tied or not random_encoder):
             source = sources["decoder.embed_tokens.weight"]
         if source is None and not expected.fullmatch(name):
             raise ModelError(f"{name} would stay random although nothing in the plan says so", where="init report")
@@ -327,14 +331,14 @@ def _same(tensor: Tensor, source: Tensor, factor: float | None = None, *, must_s
     return tensor.device.type == "meta" or torch.equal(tensor, source if factor is None else source * factor)
 
 
-def _fresh_patterns(config: SwcmConfig) -> list[str]:
+def _fresh_patterns(config: SwcmConfig, random_encoder: bool) -> list[str]:
     """Names that may be random, from the switches alone (not from the list of sources, which this checks)."""
     parts = set(config.copied_parts or ())
     patterns = [r"lm_head\.bias"]
     grown = any(layer.first is not None for layer in config.plan)
     if "norms" not in parts or not grown or donor_for(cast(Any, config.encoder_config)).norm_order == "post":
         patterns.append(r"decoder\.final_norm\.(weight|bias)")
-    if not parts:
+    if random_encoder:
         patterns.append(r"lm_head\.weight")
     if "embeddings" not in parts:
         patterns.append(r"decoder\.embed_(positions|types|norm)\.(weight|bias)")

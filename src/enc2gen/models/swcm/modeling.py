@@ -17,13 +17,16 @@ from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from enc2gen.corpora.languages import normalise_language
-from enc2gen.encoders.donor import NormOrder, donor_for
+from enc2gen.encoders.donor import NormOrder
+from enc2gen.encoders.loading import load_tokenizer
 from enc2gen.encoders.safe_weights import refuse_pickles
 from enc2gen.errors import LanguageError, ModelError
 from enc2gen.models.dropout import use_quick_dropout
 from enc2gen.models.extra_losses import ExtraLosses
 from enc2gen.models.swcm.configuration import COPY_PARTS, FreshOutput, Growth, SwcmConfig, TopNorm, growth_options
 from enc2gen.models.swcm.decoder import SwcmDecoder, SwcmPreTrainedModel
+from enc2gen.models.swcm.generating import decoder_start
+from enc2gen.models.swcm.inputs import check_labels, check_source
 from enc2gen.models.swcm.losses import padding_free_loss, training_loss
 from enc2gen.models.swcm.report import REPORT_FILE, InitReport
 from enc2gen.models.swcm.sources import tied_parameters
@@ -39,7 +42,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
 
     Attributes:
         init_report: where each decoder tensor came from; saved and loaded with the model.
-        tokenizer: saved beside the model where set.
+        tokenizer: saved beside the model where set; of a loaded model that of its folder, where it has one.
         padding_free: whether training computes the loss with `label_smoothing` of ids and masks on real tokens only.
     """
 
@@ -47,13 +50,20 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: SwcmConfig) -> None:
         super().__init__(config)
+        if not config.tie_word_embeddings:  # the decoder's embeddings, which are not saved twice, would stay random
+            raise ModelError(
+                "encoder and decoder cannot have word embeddings apart",
+                where="tie_word_embeddings",
+                remedy="leave it True; from_encoder(..., tie_lm_head=False) unties the LM head",
+            )
         self.encoder = _bare_encoder(config)
         self.decoder = SwcmDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         use_quick_dropout(self)
         use_training_attention(self)
         self.init_report: InitReport | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer_folder: Path | None = None
         self.padding_free = False
         # transformers 5 wants {target: source}; built per model, because tied layers depend on the plan.
         self._tied_weights_keys = tied_parameters(config)
@@ -126,6 +136,18 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         from enc2gen.models.swcm.growing import grow
 
         return grow(encoder, growth_options(given))
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """As set; else read from the folder the model was loaded from, when first asked for: most never ask."""
+        if self._tokenizer is None and self._tokenizer_folder is not None:
+            folder, self._tokenizer_folder = self._tokenizer_folder, None
+            self._tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: PreTrainedTokenizerBase | None) -> None:
+        self._tokenizer, self._tokenizer_folder = value, None
 
     def get_encoder(self, modality: str | None = None) -> PreTrainedModel:
         """The encoder, transformers' own module."""
@@ -204,6 +226,9 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        target = decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds
+        if labels is not None and target is not None:
+            check_labels(labels, target, logits_to_keep)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -214,7 +239,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         others = (encoder_outputs, past_key_values, inputs_embeds, decoder_inputs_embeds, decoder_position_ids)
         plain = label_smoothing is not None and all(other is None for other in (*others, token_type_ids))
         if self.padding_free and self.training and plain and input_ids is not None:
-            self._check_source(input_ids)
+            check_source(self.encoder, input_ids)
             return padding_free_loss(self, inputs, label_smoothing or 0.0, extra_losses)
         if encoder_outputs is None:
             encoder_outputs = self._encode(
@@ -267,7 +292,7 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         source = input_ids if input_ids is not None else inputs_embeds
         if source is None:
             raise ModelError("no source: give input_ids, inputs_embeds or encoder_outputs")
-        self._check_source(source)
+        check_source(self.encoder, source)
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}  # not every encoder has them
         return self.encoder(
             input_ids=input_ids,
@@ -278,15 +303,6 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
             return_dict=True,
             **types,
         )
-
-    def _check_source(self, source: Tensor) -> None:
-        limit = donor_for(self.encoder.config).max_positions
-        if source.shape[1] > limit:
-            raise ModelError(
-                f"the source is {source.shape[1]} tokens long, but the encoder has positions for {limit}",
-                where="input_ids",
-                remedy=f"truncate sources to {limit} tokens, or split them into sentences",
-            )
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Shift `labels` `[B, T]` right behind the default target language's token."""
@@ -303,6 +319,10 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
 
     def language_id(self, language: str) -> int:
         """Id of the language's token; `LanguageError` where the model does not know this language."""
+        return self.config.language_ids[self._known_language(language)]
+
+    def _known_language(self, language: str) -> str:
+        """The tag under which the model knows `language`; raises as :meth:`language_id`."""
         ids = self.config.language_ids
         if language not in ids:
             language = normalise_language(language, where="target_language")
@@ -312,21 +332,12 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
                 where="target_language",
                 remedy=f"use one of: {', '.join(sorted(ids)) or '(the model was built without languages)'}",
             )
-        return ids[language]
+        return language
 
     def set_default_target_language(self, language: str) -> None:
         """Make `language` the one that is written when `generate` is not told otherwise; saved with the model."""
+        self.config.default_target_language = self._known_language(language)
         self.generation_config.decoder_start_token_id = self.language_id(language)
-        self.config.default_target_language = language
-
-    @staticmethod
-    def _check_languages(tags: list[str], source: Tensor | None, given: str | Sequence[str]) -> None:
-        if not isinstance(given, str) and source is not None and len(tags) != len(source):
-            raise LanguageError(
-                f"{len(tags)} target languages for {len(source)} sources",
-                where="target_language",
-                remedy="give one language, or one per source",
-            )
 
     @torch.no_grad()
     def generate(
@@ -348,23 +359,10 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
         Raises:
             LanguageError: the model has no such language, or none was given and there is no default.
         """
-        if target_language is not None:
-            tags = [target_language] if isinstance(target_language, str) else list(target_language)
-            ids = [self.language_id(tag) for tag in tags]
-            self._check_languages(tags, inputs if inputs is not None else kwargs.get("input_ids"), target_language)
-            kwargs["decoder_start_token_id"] = ids[0] if isinstance(target_language, str) else ids
         for source in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds")):
             if source is not None:
-                self._check_source(source)
-        given = (kwargs.get("decoder_start_token_id"), kwargs.get("decoder_input_ids"))
-        settings = kwargs.get("generation_config") or self.generation_config
-        if settings.decoder_start_token_id is None and all(value is None for value in given):
-            languages = ", ".join(sorted(self.config.language_ids))
-            raise LanguageError(
-                "no target language given" if languages else "no language and no start token are known",
-                where="target_language",
-                remedy=f"pass target_language, one of: {languages}" if languages else "pass decoder_start_token_id",
-            )
+                check_source(self.encoder, source)
+        kwargs = decoder_start(self, inputs if inputs is not None else kwargs.get("input_ids"), target_language, kwargs)
         return cast(Any, super()).generate(inputs, *args, **kwargs)
 
     def save_pretrained(
@@ -381,13 +379,14 @@ class SwcmForConditionalGeneration(SwcmPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a folder's init report is loaded too."""
+        """As in transformers; a folder's init report and tokenizer come with it."""
         if pretrained_model_name_or_path is not None:
             refuse_pickles(pretrained_model_name_or_path)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
-            report = Path(pretrained_model_name_or_path) / REPORT_FILE
+            model._tokenizer_folder = Path(pretrained_model_name_or_path)
+            report = model._tokenizer_folder / REPORT_FILE
             model.init_report = InitReport.load(report) if report.is_file() else None
         return loaded
 
