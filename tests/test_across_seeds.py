@@ -180,3 +180,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_two_seeds_far_apart_say_nothing_beyond_the_scale() -> None:
     found = score_over_seeds("mean", means(np.array([[2.0] * 40, [97.0] * 40])))
     assert (found.low, found.high) == (0.0, 100.0)
+
+
+def test_an_interval_ends_at_the_highest_value_if_the_metric_has_one() -> None:
+    runs = means(np.array([[90.0, 100.0, 400.0, 1000.0], [80.0, 120.0, 500.0, 900.0]]))
+    bounded, open_ended = score_over_seeds("share", runs), score_over_seeds("perplexity", runs, highest=None)
+    assert bounded.high == 100.0 and open_ended.high > open_ended.value > 100.0

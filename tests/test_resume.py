@@ -69,7 +69,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, uninterrupted: 
         assert result.best_loss == uninterrupted[1].best_loss, f"killed at batch {at}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, uninterrupted: Any, number: int) -> None:
     expected, expected_result, expected_weights = uninterrupted
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -239,3 +239,13 @@ def test_torchruns_signal_after_the_batch_systems_own_ends_nothing(monkeypatch: 
         for _ in range(2):  # the second would end the process
             os.kill(os.getpid(), signal.SIGTERM)
         assert interrupted.raised
+
+
+def test_under_nohup_a_closed_terminal_interrupts_nothing() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with InterruptFlag() as interrupted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupted.raised
+    finally:
+        signal.signal(signal.SIGHUP, previous)

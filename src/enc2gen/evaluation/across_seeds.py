@@ -43,13 +43,20 @@ def mean_over_seeds(runs: SeedStatistics) -> float:
 
 
 def score_over_seeds(
-    name: str, runs: SeedStatistics, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    name: str,
+    runs: SeedStatistics,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    highest: float | None = 100.0,
 ) -> Score:
     """Mean over seeds of the corpus score, with its two-level bootstrap interval.
 
     Args:
         name: of the metric.
         runs: what each training run scored; with one, only sentences are drawn.
+        highest: value that the metric can have, at which the interval ends; None for losses and perplexities.
 
     Returns:
         The score; its signature is that of the runs, with `seeds:`, `bs:` and `seed:` added.
@@ -60,7 +67,8 @@ def score_over_seeds(
     """
     statistics = _checked(runs, resamples, confidence)
     low, high = interval(resampled_means(runs, resamples=resamples, seed=seed), confidence)
-    low, high = max(low, 0.0), min(high, 100.0)  # as every metric here is
+    low = max(low, 0.0)
+    high = high if highest is None else min(high, highest)
     first, _, rest = statistics[0].signature.partition("|")
     signature = "|".join(filter(None, (first, f"seeds:{len(runs)}", f"bs:{resamples}", f"seed:{seed}", rest)))
     return Score(name, mean_over_seeds(runs), low, high, len(statistics[0]), signature, confidence)

@@ -99,8 +99,13 @@ def _alive(pid: int | None) -> bool:
     return True
 
 
+_HANG_UP = getattr(signal, "SIGHUP", None)  # not on Windows
+_INTERRUPTS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANG_UP) if number is not None]
+
+
 class InterruptFlag:
-    """Turns the first Ctrl-C or SIGTERM into a flag that the loop reads; the second acts as usual.
+    """Turns the first Ctrl-C, SIGTERM or hang-up (a closed terminal) into a flag that the loop reads; the second acts
+    as usual. Under nohup, hang-ups stay ignored.
 
     Under torchrun a second SIGTERM does nothing: a batch system may signal every process, and torchrun hands its own
     signal on to processes that have had one. It kills what has not ended after 30 seconds.
@@ -112,8 +117,10 @@ class InterruptFlag:
 
     def __enter__(self) -> InterruptFlag:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in _INTERRUPTS:
+                # A shell's background processes ignore Ctrl-C, too, and yet shall save when asked to by `kill -INT`.
+                if number != _HANG_UP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -45,7 +45,7 @@ def denoising(done: Mapping[str, Sequence[Finished]], reference: str) -> dict[st
                 continue
             entry = results.setdefault(cell, {}).setdefault(language, {})
             for name, by_seed in runs.items():
-                score = score_over_seeds(name, by_seed, resamples=resamples, seed=BOOTSTRAP_SEED)
+                score = score_over_seeds(name, by_seed, resamples=resamples, seed=BOOTSTRAP_SEED, highest=None)
                 seeds = {str(seed): statistics.value() for seed, statistics in by_seed.items()}
                 entry[name] = {"value": score.value, "low": score.low, "high": score.high, "n": score.n, "seeds": seeds}
             theirs = _runs(read[base], language, COMPARED) if base != cell else {}

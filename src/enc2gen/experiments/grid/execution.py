@@ -70,7 +70,7 @@ class Execution:
         """Carry out the runs that are not finished yet, each once; returns what failed, in order.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM, after the runs under way have saved.
+            Interrupted: by Ctrl-C, SIGTERM or a hang-up, after the runs under way have saved.
         """
         known = self._finished | set(self._failed)
         fresh = [run for run in {run.folder: run for run in runs}.values() if run.folder not in known]
