@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from conftest import tiny_encoder, tiny_tokenizer
 from enc2gen.errors import ConfigError, DataError, OutputError
 from enc2gen.experiments.bridge import evaluate, sharing
-from enc2gen.experiments.bridge.prepare import PreparedBridgeData, prepare
+from enc2gen.experiments.bridge.prepare import PreparedBridgeData, language_written, prepare
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, load_bridge_recipe
 from enc2gen.experiments.bridge.run import BridgeRun
 from enc2gen.experiments.bridge.systems import Parts
@@ -280,6 +280,64 @@ def test_changed_settings_do_not_replace_training_unasked(tmp_path: Path, conten
     assert next(root.rglob("weights/model.safetensors")).read_bytes() == old
     run(tmp_path, content, overwrite=True)
     assert next(root.rglob("weights/model.safetensors")).read_bytes() != old
+
+
+def test_a_report_shows_nothing_that_other_settings_left(tmp_path: Path, content: dict[str, Any]) -> None:
+    del content["search"]
+    fusion = {"fusion": "transformer", "fusion_options": {"feed_forward": 16}}
+    content |= {"seeds": [0], "bridges": {"b": fusion}}
+    content["evaluate"] |= {"methods": ["likelihood"], "controls": []}
+    root, _ = run(tmp_path, content)
+
+    def shown() -> list[bool]:
+        html, text = ((root / name).read_text(encoding="utf-8") for name in ("report.html", "results.md"))
+        alignment = json.loads((root / "results.json").read_text(encoding="utf-8"))["alignment"] is not None
+        assert ("(MEXA)" in html) == alignment
+        return [alignment, "Layer weights of b" in text, "layer weights of b" in html, "b, token by token" in html]
+
+    assert shown() == [True, True, True, True]
+    tiny_encoder(seed=5).save_pretrained(tmp_path / "encoder")
+    bridges: list[dict[str, Any]] = [fusion, {"fusion": "last"}]
+    for bridge, analysis in zip(bridges, ({"mexa": False, "layer_weights": False}, {"mexa": True}), strict=True):
+        content |= {"bridges": {"b": bridge}, "analysis": {"sentences": 10, **analysis}}
+        run(tmp_path, content, overwrite=True)
+        assert shown() == [analysis["mexa"], False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("group", "language"),
+    [
+        ("kk-en", "en"), ("en-zh-Hant", "zh-Hant"), ("en-kk-Arab", "kk-Arab"), ("zh-Hant-TW-en", "en"),
+        ("pt-BR-mn-Mong", "mn-Mong"), ("en-es-419", "es-419"), ("en-yue", "yue"), ("None-pt-BR", "pt-BR"),
+        ("en-sl-rozaj-biske", "sl-rozaj-biske"), ("sl-rozaj-en-GB", "en-GB"),
+    ],
+)  # fmt: skip
+def test_the_language_written_is_the_whole_tag(group: str, language: str) -> None:
+    assert language_written(group) == language
+
+
+def test_pairs_into_another_script_are_scored_in_their_language(tmp_path: Path, content: dict[str, Any]) -> None:
+    lines = ["en\tzh", *(f"{x}{y}\t天{x}氣{y}" for x in "abcdefgh" for y in "abcdef")]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fields = {"source": "en", "target": "zh", "source_language": "en", "target_language": "zh-Hant"}
+    pairs = {"source": "pairs", "path": str(tmp_path / "pairs.tsv"), "fields": fields, "test_percent": 20}
+    content["stages"] = [{**content["stages"][0], "data": [pairs]}]
+    content |= {"seeds": [0], "bridges": {"last": {}}, "search": None, "task": None}
+    content["analysis"] = {"mexa": False, "layer_weights": False}
+    content["evaluate"] = {"controls": [], "metrics": ["bleu", "off-target"], "resamples": 100, "limit": 3}
+    root, _ = run(tmp_path, content)
+    found = json.loads((root / "results.json").read_text())["bridges"]["last"]["pairs"]["en-zh-Hant"]
+    assert "tok:zh" in found["bleu"]["seeds"][0]["signature"]
+    # scores of the time when only the end of the tag was read are measured again, and nothing is trained again
+    key, training = root / "stages" / "evaluate-last-seed0.json", next(root.rglob("result.json")).stat().st_mtime_ns
+    assert key.exists()
+    old = BridgeRun(load(tmp_path, content), console())
+    old.__dict__["_long_tags"] = []
+    old_key = next(u.key() for u in old._bridge_units("last", 0) if u.name == "evaluate-last-seed0")
+    key.write_text(json.dumps({**json.loads(key.read_text()), "key": old_key}))
+    _, text = run(tmp_path, content)
+    assert "evaluate-last-seed0: done before" not in text and "prepare: done before" in text
+    assert next(root.rglob("result.json")).stat().st_mtime_ns == training
 
 
 def test_two_stages_pairs_tuning_and_an_aligner(

@@ -186,12 +186,12 @@ def test_accuracy_is_correlated_with_the_mean_over_layers(
     layers = {"en": (0, 9, 9), "a": (0, 10, 100), "b": (0, 50, 100), "c": (0, 90, 100), "d": (0, 20, 90)}
     rows = tuple(LanguageAlignment(name, values, 0, 0, 0, 9, 0) for name, values in layers.items() if name != "en")
     table = AlignmentTable(rows, "en", 10, "{text}", "mean", False)
-    monkeypatch.setattr(collecting, "read_alignment", lambda workspace: table)
+    monkeypatch.setattr(collecting, "read_alignment", lambda recipe, workspace: table)
     right = {"a": 2, "b": 5, "c": 9, "d": 4}
     entry = {name: {"correct": [[1] * count + [0] * (10 - count)]} for name, count in right.items()}
     results["bridges"] = {"last": {"accuracy": {"likelihood": {"languages": entry}}}}
     results["controls"] = {}
-    found = collecting._alignment(SimpleNamespace(), results)  # type: ignore[arg-type]
+    found = collecting._alignment(SimpleNamespace(), SimpleNamespace(), results)  # type: ignore[arg-type]
     assert found is not None
     accuracies = np.array(list(right.values()))
     assert found["correlation"]["last"]["pearson"] == pytest.approx(pearsonr([55, 75, 95, 55], accuracies)[0])

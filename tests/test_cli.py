@@ -159,6 +159,23 @@ def test_run_and_dry_run(enc2gen: Callable[..., Result], tmp_path: Path, encoder
     assert b"Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("kind", ["systems", "bridge"])
+@pytest.mark.parametrize("folder", ["runs/try #2", "null", "2024", "[a]: b", "қаз 😀", "wide  " * 30 + "name"])
+def test_output_is_a_path_to_the_letter(
+    enc2gen: Callable[..., Result], tmp_path: Path, encoder_folder: Path, kind: str, folder: str
+) -> None:
+    content = recipe_content(tmp_path, encoder_folder)
+    if kind == "bridge":
+        training = {"max_steps": 1, "learning_rate": 1e-3}
+        stages = [{"name": "task", "data": [{"source": "task"}], "training": training}]
+        content = {"kind": "bridge", "name": "x", "encoder": {"name": "e"}, "llm": {"name": "l"}, "bridges": {"b": {}}}
+        content |= {"stages": stages, "task": {"name": "name-kinds", "train_languages": ["en"]}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    plan = enc2gen("run", str(tmp_path / "recipe.yaml"), "--dry-run", "--output", folder)
+    assert plan.returncode == 0, plan.stderr.decode()
+    assert yaml.safe_load(plan.stdout)["output"] == folder
+
+
 def test_bad_recipe_lists_problems_and_fails(enc2gen: Callable[..., Result], tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: x\nlanuages: [kk]\n")

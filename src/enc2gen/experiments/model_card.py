@@ -6,7 +6,6 @@ what belongs into a card).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from enc2gen.corpora.builtin import BUILTIN_LICENCE
 from enc2gen.corpora.languages import base_language, language_name
 from enc2gen.corpora.readers import source_sides
 from enc2gen.experiments import findings
-from enc2gen.experiments.data_config import STAGE_NAMES, DatasetConfig, MonolingualConfig
+from enc2gen.experiments.data_config import MonolingualConfig
 from enc2gen.experiments.findings import FLOOR_LABELS, METRIC_LABELS, METRIC_TERMS
+from enc2gen.experiments.model_history import Corpus, Passage, history
 from enc2gen.experiments.recipe import FLOORS, Recipe
 from enc2gen.experiments.report_tables import NOTHING, markdown
 from enc2gen.experiments.workspace import Workspace
@@ -75,36 +75,38 @@ def write_card(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any],
 def model_card(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -> str:
     """The card of the recipe's main system, metadata included."""
     tags = findings.languages_of(recipe, metrics)
+    passages = history(recipe)
     sections = [
         f"# {recipe.name}",
         *([recipe.description] if recipe.description else []),
-        _origin(recipe, workspace, metrics),
+        _origin(passages, workspace, metrics),
         _usage(recipe, workspace),
-        _training_data(recipe, workspace),
-        _training(recipe, metrics),
+        _training_data(passages, workspace),
+        _training(passages, metrics),
         "## Scores\n",
         *(_scores(recipe, metrics, tag) for tag in tags),
         _terms(metrics),
         _source_use(recipe, metrics),
-        _limits(recipe, metrics),
+        _limits(passages, metrics),
     ]
     return (
-        f"---\n{_metadata(recipe, metrics, tags)}---\n\n"
+        f"---\n{_metadata(passages, metrics, tags)}---\n\n"
         + "\n\n".join(part.strip() for part in sections if part)
         + "\n"
     )
 
 
-def _metadata(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) -> str:
-    """YAML that the Hub reads; scores as its model index."""
-    base = _base_model(recipe)
+def _metadata(passages: Sequence[Passage], metrics: Mapping[str, Any], tags: Sequence[str]) -> str:
+    """YAML that the Hub reads; scores as its model index, and as data sets those that it was trained on."""
+    recipe, base = passages[0].recipe, _base_model(passages)
+    read = [corpus for passage in passages for corpus in passage.corpora if passage.trained_on(corpus)]
     data = ModelCardData(
         language=list(dict.fromkeys(base_language(tag) for tag in recipe.languages)),
         license="other",  # the terms of all data and of the encoder, which the card lists
         license_name="terms-of-data-and-encoder",
         library_name="enc2gen",
         base_model=base if _on_hub(base) else None,
-        datasets=list(dict.fromkeys(name for corpus in _corpora(recipe) for name in _hub_names(corpus.path))) or None,
+        datasets=list(dict.fromkeys(name for corpus in read for name in _hub_names(corpus.path))) or None,
         metrics=list(dict.fromkeys(HUB_METRICS.get(name, name) for name in metrics["higher_is_better"])),
         tags=["enc2gen", "encoder-decoder", recipe.systems[recipe.main_system].preset],
         model_name=recipe.name,
@@ -137,18 +139,10 @@ def _results(recipe: Recipe, metrics: Mapping[str, Any], tags: Sequence[str]) ->
 # What it is made of
 
 
-def _base_model(recipe: Recipe) -> str:
-    name = _base(_first(recipe))
+def _base_model(passages: Sequence[Passage]) -> str:
+    """What the first of the runs began with, by its name on the Hub."""
+    name = passages[-1].base
     return HUB_NAMES.get(name, name)
-
-
-def _first(recipe: Recipe) -> Recipe:
-    """The recipe of the run that built the model."""
-    return ([before for _, before in _earlier(recipe)] or [recipe])[-1]
-
-
-def _base(first: Recipe) -> str:
-    return first.systems[first.main_system].whole_model or first.encoder_of(first.main_system).name
 
 
 def _on_hub(name: str) -> bool:
@@ -173,38 +167,15 @@ def _shown_side(path: str) -> str:
     return Path(path).name if local else path
 
 
-def _earlier(recipe: Recipe) -> list[tuple[Path, Recipe]]:
-    """The runs whose models this one started from, the last first, as (folder, recipe); others are not known."""
-    start = recipe.systems[recipe.main_system].start
-    for folder in Path(start).parents if start else ():
-        path = folder / "recipe.json"
-        if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            for stage in STAGE_NAMES:  # a resolved recipe has the stages' own seeds, which a recipe may not set
-                if content.get(stage):
-                    del content[stage]["training"]["seed"]
-            before = Recipe(**content)
-            return [(folder, before), *_earlier(before)]
-    return []
-
-
-def _corpora(recipe: Recipe) -> list[DatasetConfig | MonolingualConfig]:
-    recipes = [recipe, *(before for _, before in _earlier(recipe))]
-    found: list[DatasetConfig | MonolingualConfig] = []
-    for each in recipes:
-        found += [*each.data.datasets, *each.data.monolingual]
-    return found
-
-
-def _origin(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) -> str:
+def _origin(passages: Sequence[Passage], workspace: Workspace, metrics: Mapping[str, Any]) -> str:
+    recipe, first = passages[0].recipe, passages[-1]
     name = recipe.main_system
     system = recipe.systems[name]
     names = ", ".join(f"{language_name(tag)} ({tag})" for tag in recipe.languages)
-    grown = f"grown from the encoder `{_shown(_base_model(recipe), recipe)}`"
-    if system.whole_model and _earlier(recipe):
+    begun = "trained on from the model" if first.whole_model else "grown from the encoder"
+    grown = f"{begun} `{_shown(_base_model(passages), recipe)}`"
+    if any(passage.stages for passage in passages[1:]):
         grown += " and trained in several runs"
-    elif system.whole_model:
-        grown = f"trained on from the model `{_shown(system.whole_model, recipe)}`"
     lines = [f"A text generator {grown} with enc2gen {metrics['enc2gen']}. It writes {names}.", ""]
     term = findings.SYSTEM_TERMS.get(system.preset)
     lines.append(f"- System: `{name}`, preset `{system.preset}`{f': {term}' if term else ''}")
@@ -216,9 +187,8 @@ def _origin(recipe: Recipe, workspace: Workspace, metrics: Mapping[str, Any]) ->
         lines.append(
             f"- Weights: {report['parameters']:,} parameters; the decoder's were, before training, {', '.join(parts)}"
         )
-    first = _first(recipe)
-    if not first.systems[first.main_system].whole_model:
-        encoder = first.encoder_of(first.main_system)
+    if not first.whole_model:
+        encoder = first.recipe.encoder_of(first.system)
         parts = [COPIES[encoder.name]] if encoder.name in COPIES else []
         parts += [f"layers {', '.join(map(str, encoder.layers))}"] if encoder.layers is not None else []
         lines += [f"- Encoder: {', '.join(parts)}"] if parts else []
@@ -251,12 +221,12 @@ print(generator.generate([{text!r}], target_language={tag!r}))
 # Data and training
 
 
-def _training_data(recipe: Recipe, workspace: Workspace) -> str:
-    rows = _corpus_rows(recipe, "")
-    for _, before in _earlier(recipe):
-        rows += _corpus_rows(before, f", in the run {before.name}")
+def _training_data(passages: Sequence[Passage], workspace: Workspace) -> str:
+    rows = _corpus_rows(passages[0], "")
+    for before in passages[1:]:
+        rows += _corpus_rows(before, f", in the run {before.recipe.name}")
     note = ""
-    if recipe.systems[recipe.main_system].whole_model and not _earlier(recipe):
+    if passages[-1].whole_model:
         note = "What the model that this one started from was trained on is not listed."
     header = ["corpus", "task", "stages", "licence and terms, as noted by who trained the model"]
     table = markdown({"title": "Data", "note": note, "header": header, "rows": rows, "texts": True})
@@ -266,23 +236,18 @@ def _training_data(recipe: Recipe, workspace: Workspace) -> str:
     return f"{table}\nExamples by the language written:\n\n{_plain_table(['texts in', *counts], numbers)}"
 
 
-def _corpus_rows(recipe: Recipe, where: str) -> list[list[str]]:
-    """Corpora of one run, with the stages of that run that read them."""
-    had = [stage for stage in STAGE_NAMES if getattr(recipe, stage) is not None]
-    adapted = ["adapt"] if recipe.encoder_of(recipe.main_system).adapt is not None else []
+def _corpus_rows(passage: Passage, where: str) -> list[list[str]]:
+    """Corpora of one run, with the stages there that the model had and that read them."""
     rows = []
-    corpora: list[DatasetConfig | MonolingualConfig] = [*recipe.data.datasets, *recipe.data.monolingual]
-    for corpus in corpora:
-        task, reads = (
-            ("plain text", ("pretrain",)) if isinstance(corpus, MonolingualConfig) else (corpus.task, corpus.stages)
-        )
-        stages = adapted + [stage for stage in had if stage in reads]
-        path, licence = f"`{_shown(corpus.path, recipe)}`", _licence(corpus) or NO_LICENCE
-        rows.append([path, task, (", ".join(stages) or "not trained on") + where, licence])
+    for corpus in passage.corpora:
+        task = "plain text" if isinstance(corpus, MonolingualConfig) else corpus.task
+        stages = ", ".join(passage.trained_on(corpus)) or "not trained on"
+        path, licence = f"`{_shown(corpus.path, passage.recipe)}`", _licence(corpus) or NO_LICENCE
+        rows.append([path, task, stages + where, licence])
     return rows
 
 
-def _licence(corpus: DatasetConfig | MonolingualConfig) -> str:
+def _licence(corpus: Corpus) -> str:
     """What is known of a corpus's licence; empty if nothing is."""
     return corpus.licence or (BUILTIN_LICENCE if corpus.path.startswith("builtin:") else "")
 
@@ -296,16 +261,16 @@ def _plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown({"title": "", "note": "", "header": header, "rows": rows}).partition("\n\n")[2]
 
 
-def _training(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
+def _training(passages: Sequence[Passage], metrics: Mapping[str, Any]) -> str:
     rows = []
-    results = [(recipe, stage, metrics["training"].get(f"{recipe.main_system}/{stage}")) for stage in STAGE_NAMES]
-    for folder, before in _earlier(recipe):
-        found = {stage: folder / "systems" / before.main_system / stage / "result.json" for stage in STAGE_NAMES}
-        read = {stage: json.loads(path.read_text("utf-8")) for stage, path in found.items() if path.exists()}
-        results = [(before, stage, read.get(stage)) for stage in STAGE_NAMES] + results
-    for owner, stage, result in results:
-        if result is not None:
-            training = owner.training(owner.main_system, stage)
+    for passage in reversed(passages):
+        if passage is passages[0]:
+            own = {stage: metrics["training"].get(f"{passage.system}/{stage}") for stage in passage.stages}
+            results = [(stage, result) for stage, result in own.items() if result is not None]
+        else:
+            results = list(passage.results())
+        for stage, result in results:
+            training = passage.recipe.training(passage.system, stage)
             rate = "" if training is None else f"{training.learning_rate:g}"
             row = [stage, f"{result['steps']:,}", f"{result['tokens']:,}", rate, _loss(result["best_loss"])]
             rows.append([*row, findings.duration(result["seconds"])])
@@ -367,8 +332,8 @@ def _source_use(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     return markdown({"title": "Does it use its source?", "note": note, "header": header, "rows": rows}) if rows else ""
 
 
-def _limits(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
-    main = recipe.main_system
+def _limits(passages: Sequence[Passage], metrics: Mapping[str, Any]) -> str:
+    recipe, main = passages[0].recipe, passages[0].system
     lines = list(LIMITS)
     data = recipe.data
     lines.append(f"It reads at most {data.max_source_length} tokens of a source; the rest is cut off.")
@@ -378,9 +343,8 @@ def _limits(recipe: Recipe, metrics: Mapping[str, Any]) -> str:
     if unsure:
         names = ", ".join(language_name(tag) for tag in unsure)
         lines.append(f"In {names} it is not shown to use its source at all: do not rely on what it writes there.")
-    missing = [corpus.path for corpus in _corpora(recipe) if not _licence(corpus)]
-    if missing:
+    if not all(_licence(corpus) for passage in passages for corpus in passage.corpora):
         lines.append("Not every corpus above has a licence on record; its terms may restrict the use of this model.")
-    known = ENCODER_LICENCES.get(_base_model(recipe))
+    known = ENCODER_LICENCES.get(_base_model(passages))
     lines.append(f"The encoder's own licence{f' ({known})' if known else ''} holds for this model, too.")
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])

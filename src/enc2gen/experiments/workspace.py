@@ -160,7 +160,8 @@ class Workspace:
 
     def _begin(self, stage: str, key: str, folder: Path | None) -> None:
         started = self.root / "stages" / f"{stage}.started"
-        if folder is not None and folder.exists() and (not started.exists() or started.read_text() != key):
+        same = started.exists() and started.read_text() == key
+        if folder is not None and folder.exists() and not same:
             if any(folder.rglob("checkpoints")) and not self.overwrite:
                 raise OutputError(
                     "this folder holds training with other settings, data or seed",
@@ -168,8 +169,13 @@ class Workspace:
                     remedy="choose another folder with --output, or replace it with --overwrite",
                 )
             shutil.rmtree(folder)
-        started.parent.mkdir(exist_ok=True)
-        started.write_text(key)
+        if same:
+            return
+        with writing(started):  # whole or not at all: with half a key, a full disk would cost the training below
+            started.parent.mkdir(exist_ok=True)
+            temporary = started.with_name(f".{started.name}.tmp")
+            temporary.write_text(key)
+            temporary.replace(started)
 
     def seconds(self) -> dict[str, float]:
         """Duration of each finished stage."""

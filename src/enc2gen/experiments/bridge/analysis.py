@@ -42,6 +42,21 @@ def weighs_tokens(recipe: BridgeRecipe, bridge: str) -> bool:
     return not torch.allclose(first, second, atol=1e-6)
 
 
+def wants_alignment(recipe: BridgeRecipe) -> bool:
+    """Whether the recipe has the alignment of its languages measured."""
+    return recipe.analysis.mexa and recipe.task is not None
+
+
+def wants_weights(recipe: BridgeRecipe, bridge: str) -> bool:
+    """Whether the recipe has a bridge's layer weights read, and the bridge learns any."""
+    return recipe.analysis.layer_weights and recipe.task is not None and weighs_layers(recipe, bridge)
+
+
+def wants_tokens(recipe: BridgeRecipe, bridge: str) -> bool:
+    """Whether the recipe has layer weights read token by token, too."""
+    return wants_weights(recipe, bridge) and weighs_tokens(recipe, bridge)
+
+
 def _small_fusion(recipe: BridgeRecipe, bridge: str) -> Fusion:
     section = recipe.bridges[bridge]
     return build_fusion(section.fusion, num_layers=128, hidden_size=8, **section.fusion_options)
@@ -83,10 +98,10 @@ def analyse_encoder(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, lo
     workspace.write_json(path, table.to_dict())
 
 
-def read_alignment(workspace: Workspace) -> AlignmentTable | None:
-    """What :func:`analyse_encoder` wrote, or None."""
+def read_alignment(recipe: BridgeRecipe, workspace: Workspace) -> AlignmentTable | None:
+    """What :func:`analyse_encoder` wrote for this recipe, or None: other settings may have left a file, too."""
     path = workspace.root / "alignment.json"
-    found = workspace.read_json(path) if path.exists() else None
+    found = workspace.read_json(path) if wants_alignment(recipe) and path.exists() else None
     if found is None:
         return None
     fields = LanguageAlignment.__dataclass_fields__
@@ -151,10 +166,15 @@ def _text_and_translation(
     return {language: texts[language][index] for language in chosen}
 
 
-def read_tokens(workspace: Workspace, bridge: str) -> tuple[dict[str, TokenWeights], list[int]] | None:
-    """What :func:`analyse_tokens` wrote, by language, and the encoder's layer of each column; or None."""
+def read_tokens(
+    recipe: BridgeRecipe, workspace: Workspace, bridge: str
+) -> tuple[dict[str, TokenWeights], list[int]] | None:
+    """What :func:`analyse_tokens` wrote for this recipe, by language, and the encoder's layer of each column; or None.
+
+    A file that other settings left is not read.
+    """
     path = workspace.root / "bridges" / bridge / "tokens.json"
-    if not path.exists():
+    if not wants_tokens(recipe, bridge) or not path.exists():
         return None
     found = workspace.read_json(path)
     texts = {
@@ -164,10 +184,15 @@ def read_tokens(workspace: Workspace, bridge: str) -> tuple[dict[str, TokenWeigh
     return texts, found["layers"]
 
 
-def read_weights(workspace: Workspace, bridge: str) -> tuple[list[LayerWeights], list[int]] | None:
-    """What :func:`analyse_bridge` wrote, and the encoder's layer of each column; or None."""
+def read_weights(
+    recipe: BridgeRecipe, workspace: Workspace, bridge: str
+) -> tuple[list[LayerWeights], list[int]] | None:
+    """What :func:`analyse_bridge` wrote for this recipe, and the encoder's layer of each column; or None.
+
+    A file that other settings left is not read.
+    """
     path = workspace.root / "bridges" / bridge / "weights.json"
-    if not path.exists():
+    if not wants_weights(recipe, bridge) or not path.exists():
         return None
     found = workspace.read_json(path)
     rows = [

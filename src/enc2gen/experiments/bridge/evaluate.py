@@ -18,7 +18,7 @@ from enc2gen.evaluation.llm_alone import LlmAlone
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.evaluation.probe import Labelled, linear_probe, majority_class
 from enc2gen.experiments.bridge.llm_writing import write_alone
-from enc2gen.experiments.bridge.prepare import PreparedBridgeData, TextPair
+from enc2gen.experiments.bridge.prepare import PreparedBridgeData, TextPair, language_written
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, Control
 from enc2gen.experiments.bridge.systems import DEV_EXAMPLES, Parts, Step, device, load_bridge
 from enc2gen.experiments.workspace import Workspace
@@ -118,7 +118,7 @@ def _pair_scores(recipe: BridgeRecipe, written: Sequence[str], pairs: Sequence[T
         score = METRICS.get(name).score(
             written,
             references,
-            language=pairs[0].group.rpartition("-")[2],
+            language=language_written(pairs[0].group),
             resamples=recipe.evaluate.resamples,
             seed=recipe.seeds[0],
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import enc2gen.data.name_kinds  # noqa: F401  registers a task
 from enc2gen import __version__
 from enc2gen.corpora.builtin import split_of
+from enc2gen.corpora.languages import normalise_language
 from enc2gen.corpora.readers import read_records, source_names, source_sides
 from enc2gen.data.classification import (
     ClassificationTask,
@@ -26,7 +29,7 @@ from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples,
 from enc2gen.data.held_out import drawn, how_split, unseen
 from enc2gen.data.language_files import own_splits
 from enc2gen.data.tasks import Example, build_task
-from enc2gen.errors import ConfigError, DataError
+from enc2gen.errors import ConfigError, DataError, LanguageError
 from enc2gen.experiments.bridge.recipe import (
     BridgeRecipe,
     CodeSwitchedSection,
@@ -51,6 +54,20 @@ class TextPair:
     target: str
     group: str
     references: tuple[str, ...] = ()
+
+
+def language_written(group: str) -> str:
+    """The target's tag in the name of a group, SOURCE-TARGET, where both sides may hold hyphens: en-zh-Hant.
+
+    Both are canonical tags, so the shortest end that is a tag is the target: scripts and regions begin none.
+    """
+    parts = group.split("-")
+    for start in range(len(parts) - 1, 0, -1):
+        tag = "-".join(parts[start:])
+        with suppress(LanguageError):
+            if re.fullmatch("[a-z]{2,3}", parts[start]) and normalise_language(tag):
+                return tag
+    return parts[-1]
 
 
 class PreparedBridgeData:

@@ -66,7 +66,7 @@ def write_report(recipe: BridgeRecipe, workspace: Workspace, results: Mapping[st
 def _pictures(recipe: BridgeRecipe, workspace: Workspace, results: Mapping[str, Any]) -> list[tuple[str, Markup]]:
     """All pictures as (caption, SVG), also saved in `figures/`."""
     pictures = []
-    table = read_alignment(workspace)
+    table = read_alignment(recipe, workspace)
     drawn = [*(_alignment_pictures(results, table) if table is not None else ()), *_weight_pictures(recipe, workspace)]
     for caption, figure, name in drawn:
         _, svg = save_figure(figure, workspace.root / "figures" / name)
@@ -103,10 +103,10 @@ def _alignment_pictures(results: Mapping[str, Any], table: AlignmentTable) -> Dr
 def _weight_pictures(recipe: BridgeRecipe, workspace: Workspace) -> Drawn:
     """Learned layer weights: of each language; and of each token of a text and its translation."""
     for bridge in recipe.bridges:
-        if (found := read_weights(workspace, bridge)) is not None:
+        if (found := read_weights(recipe, workspace, bridge)) is not None:
             figure = draw_language_weights(*found, title=f"{bridge}: weight of each layer")
             yield f"Learned layer weights of {bridge}, mean over tokens", figure, f"weights-{bridge}"
-        if (tokens := read_tokens(workspace, bridge)) is not None:
+        if (tokens := read_tokens(recipe, workspace, bridge)) is not None:
             texts, layers = tokens
             highest = max(float(weights.weights.max()) for weights in texts.values())
             for language, weights in texts.items():
@@ -120,9 +120,9 @@ def _weight_pictures(recipe: BridgeRecipe, workspace: Workspace) -> Drawn:
 def _weight_tables(recipe: BridgeRecipe, workspace: Workspace) -> Iterator[tuple[str, Markup]]:
     """(Which weights, HTML table of them)."""
     for bridge in recipe.bridges:
-        if (found := read_weights(workspace, bridge)) is not None:
+        if (found := read_weights(recipe, workspace, bridge)) is not None:
             yield bridge, Markup(weights_html(*found))
-        if (tokens := read_tokens(workspace, bridge)) is not None:
+        if (tokens := read_tokens(recipe, workspace, bridge)) is not None:
             texts, layers = tokens
             for language, weights in texts.items():
                 yield f"{bridge}, token by token, in {language_label(language)}", Markup(weights_html(weights, layers))
@@ -131,7 +131,7 @@ def _weight_tables(recipe: BridgeRecipe, workspace: Workspace) -> Iterator[tuple
 def _weight_sections(recipe: BridgeRecipe, workspace: Workspace) -> Iterator[str]:
     """Markdown of the weights by language."""
     for bridge in recipe.bridges:
-        if (found := read_weights(workspace, bridge)) is not None:
+        if (found := read_weights(recipe, workspace, bridge)) is not None:
             note = "Percent for each layer of the encoder, mean over tokens. Entropy: 1 is a plain mean, 0 one layer."
             yield "\n".join([f"## Layer weights of {bridge}", "", note, "", weights_markdown(*found)])
 

@@ -72,7 +72,7 @@ def collect(
     results["paired_by"] = {
         method: _paired(recipe, results, averages, method) for method in recipe.evaluate.methods[1:] if tests
     }
-    results["alignment"] = _alignment(workspace, results)
+    results["alignment"] = _alignment(recipe, workspace, results)
     results["samples"] = _samples(workspace, last, recipe.seeds[0])
     return results
 
@@ -216,13 +216,13 @@ def _paired(recipe: BridgeRecipe, results: Mapping[str, Any], averages: _Average
     return found
 
 
-def _alignment(workspace: Workspace, results: Mapping[str, Any]) -> dict[str, Any] | None:
+def _alignment(recipe: BridgeRecipe, workspace: Workspace, results: Mapping[str, Any]) -> dict[str, Any] | None:
     """MEXA, and its correlation with the accuracy of every bridge and of the probe over languages.
 
     `correlation` takes the mean over layers, which tells the languages of a well aligned encoder apart;
     `correlation_best` the best layer, which is near 100 for most of them.
     """
-    table = read_alignment(workspace)
+    table = read_alignment(recipe, workspace)
     if table is None:
         return None
     return {

@@ -22,11 +22,12 @@ from enc2gen.experiments.bridge.analysis import (
     analyse_bridge,
     analyse_encoder,
     analyse_tokens,
-    weighs_layers,
-    weighs_tokens,
+    wants_alignment,
+    wants_tokens,
+    wants_weights,
 )
 from enc2gen.experiments.bridge.evaluate import evaluate_bridge, evaluate_control
-from enc2gen.experiments.bridge.prepare import PreparedBridgeData, data_key, prepare, training_digest
+from enc2gen.experiments.bridge.prepare import PreparedBridgeData, data_key, language_written, prepare, training_digest
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.report import print_results, write_report
 from enc2gen.experiments.bridge.results import collect
@@ -147,7 +148,15 @@ class BridgeRun:
             "evaluate": self.recipe.evaluate.model_dump(mode="json", exclude=without),
             "max_target_length": self.recipe.max_target_length,
             **({"drawn": DRAWN} if self.recipe.evaluate.limit is not None else {}),
+            **({"languages": self._long_tags} if self._long_tags else {}),
         }
+
+    @cached_property
+    def _long_tags(self) -> list[str]:
+        """Languages of tested pairs whose tags hold a hyphen: they were once scored as if only its end were the tag."""
+        counts = PreparedBridgeData(self.workspace).summary["counts"]
+        groups = {group for stage in self.recipe.stages for group in counts[stage.name]["test"]}
+        return sorted({tag for tag in map(language_written, groups) if "-" in tag})
 
     def _bridge_test_key(self) -> dict[str, Any]:
         return self._test_key(*_INSTRUCTIONS)
@@ -211,9 +220,9 @@ class BridgeRun:
         found.append(self._after(f"evaluate-{bridge}-seed{seed}", bridge, seed, self._evaluate, self._bridge_test_key))
         if seed == self.recipe.seeds_of(bridge)[0]:
             found.append(self._after(f"publish-{bridge}", bridge, seed, self._publish, self._label_key))
-            if self.recipe.analysis.layer_weights and self.recipe.task and weighs_layers(self.recipe, bridge):
+            if wants_weights(self.recipe, bridge):
                 found.append(self._after(f"weights-{bridge}", bridge, seed, self._weights, self._analysis_key))
-                if weighs_tokens(self.recipe, bridge):
+                if wants_tokens(self.recipe, bridge):
                     found.append(self._after(f"tokens-{bridge}", bridge, seed, self._tokens, self._analysis_key))
         return found
 
@@ -264,7 +273,7 @@ class BridgeRun:
             )
             for control in recipe.evaluate.controls
         ]
-        if recipe.analysis.mexa and recipe.task is not None:
+        if wants_alignment(recipe):
             found.append(
                 Unit(
                     "alignment",
