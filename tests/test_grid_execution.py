@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.run import ExperimentRun
 from enc2gen.experiments.recipe import load_recipe
 from enc2gen.experiments.store import Store, link_file
+from enc2gen.training.runtime import locked_folder
 from grid_toys import InProcess, definition, stage, write_definition, write_pairs
 
 BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
@@ -280,6 +282,75 @@ def test_variants_that_share_training_may_choose_other_values(tmp_path: Path, mo
     assert sum(name.startswith(("shared-seed", "beam-seed")) for name in runner.started) == 8
 
 
+class Scored(Pretend):
+    """Leaves development scores that are the rate; those of the run that was started first are damaged."""
+
+    def start(self, name: str, command: Command) -> None:
+        super().start(name, command)
+        recipe = load_recipe(command.log.parent / "recipe.yaml")
+        rate = recipe.finetune.training.learning_rate if recipe.finetune is not None else 0.0
+        folder = command.log.parent / "systems" / recipe.main_system
+        folder.mkdir(parents=True, exist_ok=True)
+        (command.log.parent / "stages").mkdir(exist_ok=True)
+        scores = {"scores": {"kk": {"chrf++": {"value": -rate}}}}
+        (folder / "scores.json").write_text(json.dumps(scores) if rate != 1e-3 else '{"scores": {"kk')
+
+
+@pytest.mark.parametrize("first", [(), ("beam",)])
+def test_a_variant_alone_is_part_of_the_whole_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: tuple[str, ...]
+) -> None:
+    """Whatever is finished stays so, whether the variant that shares a training is done before, after or alone."""
+    runner = Scored()
+    monkeypatch.setitem(RUNNERS._entries, "scored", lambda jobs, folder: runner)
+    search = {"finetune.training.learning_rate": [2e-3, 3e-3]}
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 3}}}}
+    variants = {"shared": {}, "other": {"system": {"preset": "no-sharing"}}, "beam": beam}
+    whole = planned(tmp_path, seeds=2, variants=variants, search=search)
+
+    for only in (first, (), ("beam",), ("shared",), ("other", "beam"), ()):
+        experiment = ExperimentRun(replace(whole, only=only), None, "", tmp_path / "store", lambda line: None)
+        experiment.run(engine="scored")
+        assert experiment.failed == []
+    folders = [folder.name for folder in (tmp_path / "out" / "runs").iterdir()]
+    assert len(folders) == 16 and sorted(runner.started) == sorted(folders), "each run once"
+
+
+def test_a_search_run_with_damaged_scores_costs_its_value_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNNERS._entries, "scored", lambda jobs, folder: Scored())
+    setting = "finetune.training.learning_rate"
+    plan = planned(tmp_path, variants={"shared": {}}, search={setting: [1e-3, 2e-3, 3e-3]})
+    told: list[str] = []
+    experiment = ExperimentRun(plan, None, "", tmp_path / "store", told.append)
+    experiment.run(engine="scored")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["search"]["shared"] == {
+        setting: {"0.001": None, "0.002": -2e-3, "0.003": -3e-3},
+        "chosen": {setting: 2e-3},
+    }
+    (failure,) = experiment.failed
+    assert failure.run.settings == ((setting, 1e-3),) and "damaged" in failure.reason
+    assert failure.run.name in [entry["run"] for entry in results["failed"]]
+    assert any(line.startswith(f"{failure.run.name}: FAILED") for line in told)
+    again = ExperimentRun(plan, None, "", tmp_path / "store", told.append)
+    assert again.report().exists() and [found.run.name for found in again.failed] == [failure.run.name]
+
+
+def test_a_command_on_a_folder_in_use_leaves_its_definition(tmp_path: Path) -> None:
+    first, later = (planned(tmp_path, question=question) for question in ("The first?", "Another?"))
+    marker = tmp_path / "out" / "experiment.yaml"
+    ExperimentRun(first, None, "", tmp_path / "store", print).report()
+    before = marker.read_text()
+    assert "The first?" in before
+    with locked_folder(tmp_path / "out"), pytest.raises(OutputError, match="in use"):
+        ExperimentRun(later, None, "", tmp_path / "store", print).report()
+    assert marker.read_text() == before
+    ExperimentRun(later, None, "", tmp_path / "store", print).report()
+    assert "Another?" in marker.read_text()
+
+
 def test_data_that_changes_while_a_run_reads_it_is_worked_on_again(tmp_path: Path) -> None:
     class Changing(Pretend):
         def start(self, name: str, command: Command) -> None:
@@ -393,3 +464,20 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match="not an experiment"):
         ExperimentRun(planned(tmp_path), None, "", tmp_path / "store", print).report()
+
+
+def test_a_finished_run_with_a_damaged_file_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNNERS._entries, "pretend", lambda jobs, folder: Pretend())
+    plan = planned(tmp_path, variants={"shared": {}})
+    experiment = ExperimentRun(plan, None, "", tmp_path / "store", print)
+    experiment.run(engine="pretend")
+    assert experiment.failed == []
+    (run,) = [found for found in plan.runs({}) if found.kind == "task"]
+    system = run.folder / "systems" / run.recipe.main_system
+    system.mkdir(parents=True, exist_ok=True)
+    (run.folder / "metrics.json").write_text('{"systems"')
+    (system / "hypotheses.jsonl").write_text("")
+    again = ExperimentRun(plan, None, "", tmp_path / "store", print)
+    assert again.report().exists()
+    (failure,) = again.failed  # for which the command ends with status 1
+    assert failure.run.name == run.name and "damaged" in failure.reason

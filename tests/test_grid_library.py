@@ -117,6 +117,26 @@ def test_a_search_takes_over_from_the_variants_that_are_not_searched() -> None:
         assert every[name].recipe.main_system == alone[name].recipe.main_system == "grown"
 
 
+@pytest.mark.parametrize("name", ["beyond-paper", "cross-check", "into-english"])
+def test_a_variant_alone_has_the_runs_of_the_whole_experiment(name: str) -> None:
+    """Else a finished run would be done again, and then count as unfinished in the whole experiment."""
+    experiment, _ = load_experiment(name, scale="tiny")
+
+    def plan(only: tuple[str, ...] = ()) -> dict[str, Any]:
+        planner = Planner(experiment, Path("out"), Path("corpora"), only)
+        runs = [*planner.searches(), *planner.runs(first_values(planner))]
+        listed = {run.folder for run in runs}
+        assert all(need.folder in listed for run in runs for need in run.needs)
+        return {run.name: (run.recipe, [need.name for need in run.needs], run.variant, run.kind) for run in runs}
+
+    every = plan()
+    for variant in experiment.all_variants:
+        alone = plan((variant,))
+        assert alone.items() <= every.items(), variant
+        own = {run for run, (*_, of, kind) in every.items() if of == variant and kind == "task"}
+        assert own <= alone.keys()
+
+
 def test_every_shipped_experiment_is_on_the_page() -> None:
     page = (Path(__file__).parent.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
     for name, content in shipped().items():

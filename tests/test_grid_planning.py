@@ -287,6 +287,8 @@ def test_results_json_is_a_definition_of_the_same_runs(tmp_path: Path) -> None:
             "variants.shared.tasks.t.encoder: tasks start from",
         ),
         ({"pretraining": None, "variants": {"shared": {"pretraining": False}}}, "has no pretraining"),
+        ({"pretraining": {"finetune": {"training": {"max_stepps": 1}}}}, "pretraining.finetune: pretraining runs only"),
+        ({"variants": {"shared": {"pretraining": {"evaluate": {}}}}}, "variants.shared.pretraining.evaluate: pretrain"),
     ],
 )
 def test_what_is_wrong_with_a_definition_is_said(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -299,6 +301,15 @@ def test_what_is_wrong_with_a_definition_is_said(tmp_path: Path, changes: dict[s
 def test_mistakes_in_a_recipe_are_found_while_planning(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)toy: random.*max_stepps"):
         runs(tmp_path, variants={"shared": {}, "random": {"recipe": {"finetune": {"training": {"max_stepps": 1}}}}})
+
+
+@pytest.mark.parametrize("search", [{}, {"finetune.training.learning_rate": [1e-3, 2e-3]}])
+def test_a_headline_that_is_not_measured_is_refused_before_anything_is_trained(tmp_path: Path, search: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"rouge-l is not measured; evaluate\.metrics has chrf\+\+, exact-match"
+    ) as error:
+        runs(tmp_path, headline="rouge-l", search=search)
+    assert "toy: shared" in str(error.value) and "add rouge-l" in str(error.value)
 
 
 @pytest.mark.parametrize("data", [None, {}, {"datasets": "pairs.tsv"}, {"datasets": ["pairs.tsv"]}])

@@ -198,6 +198,42 @@ def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> N
     assert re.search(r"(?s)damaged.*full-seed0.*only run that is repeated", failed["reason"])
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("data/summary.json", '{"counts": {"tr'),
+        ("data/summary.json", "{}"),
+        ("systems/full/finetune/result.json", ""),
+        ("systems/full/initial/init_report.json", "[]"),
+        ("systems/full/denoising.jsonl", '{"language": "kk"}'),
+        ("metrics.json", '{"systems": {}}'),
+        ("metrics.json", '{"systems": {}, "source_use": {"full": {"kk": {"loss": 1.0}}}}'),
+        ("metrics.json", '{"systems": {"copy_source": null}, "source_use": {"full": {}}}'),
+    ],
+)
+def test_whatever_file_of_a_run_is_damaged_the_others_are_reported(tmp_path: Path, path: str, content: str) -> None:
+    runs = some_runs(tmp_path, (0, 1))
+    file = runs[0].folder / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    results = collect(EXPERIMENT, runs)
+    (failed,) = results["failed"]
+    assert failed["run"] == "full-seed0" and re.search(r"(?s)full-seed0: .*damaged.*remove", failed["reason"])
+    assert (
+        list(results["cells"]["full"]["kk"]["chrf++"]["seeds"]) == ["1"] and len(results["grid"]["none"]["runs"]) == 2
+    )
+    assert write_report(results, tmp_path).exists()
+
+
+def test_damage_of_the_pretraining_is_said_to_be_there(tmp_path: Path) -> None:
+    start = a_run(tmp_path, "start", 0, 0.1)
+    (start.folder / "systems" / "start" / "finetune" / "result.json").write_text("{")
+    results = collect(EXPERIMENT, [a_run(tmp_path, "full", 0, 0.2, start=start), a_run(tmp_path, "none", 0, 0.2)])
+    (failed,) = results["failed"]
+    assert failed["run"] == "full-seed0" and failed["reason"].startswith(f"{start.folder}: ")
+    assert list(results["cells"]) == ["none"]
+
+
 def test_losses_are_read_against_tokens(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     train = [{"kind": "train", "step": step, "tokens": tokens} for step, tokens in ((10, 1000), (20, 2200))]
@@ -288,6 +324,38 @@ def test_search_marks_what_was_chosen(tmp_path: Path) -> None:
     ]
     results["search"] = {"none": {"rate": {"1": 3.0, "2": 4.0, "3": 2.0}, "chosen": {"rate": 2}}}
     assert [row[-1] for row in table(results, "Search")["rows"]] == ["", "chosen", ""]
+
+
+def test_searched_values_with_commas_of_their_own_are_shown(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    tried: dict[str, Any] = {"layers": {"[0, 1]": 30.0, "[0, 1, 2]": 33.0}, "chosen": {"layers": [0, 1, 2]}}
+    both = {"rate, layers": {"0.1, [0, 1]": 1.0, "0.2, [0, 1]": 3.0}, "chosen": {"rate": 0.2, "layers": [0, 1]}}
+    texts = {"rate, words": {"1, a, b": 2.0, "2, a": 1.0}, "chosen": {"rate": 1, "words": "a, b"}}
+    mappings = {"size": {"{'a': 1, 'b': 2}": 1.0, "{'a': 1}": 3.0}, "chosen": {"size": {"a": 1}}}
+    results["search"] = {"full": tried, "none": both, "texts": texts, "mappings": mappings}
+    marks = {(row[0], row[2]): row[-1] for row in table(results, "Search")["rows"] if row[-1]}
+    assert marks == {
+        ("full", "[0, 1, 2]"): "chosen",
+        ("none", "0.2, [0, 1]"): "chosen, at an edge of 0.2",
+        ("texts", "1, a, b"): "chosen",
+        ("mappings", "{'a': 1}"): "chosen",
+    }
+
+
+def test_square_brackets_of_names_are_shown_on_the_terminal(tmp_path: Path) -> None:
+    labels = {"full": {"label": "full [tied]"}, "none": {"label": "a[/b]"}}
+    results = some_results(tmp_path, name="[red]ours", variants=labels)
+    results["cells"]["a[/b]"] = results["cells"].pop("none")
+    screen = Console(record=True, width=160, force_terminal=False)
+    print_results(results, screen)
+    shown = screen.export_text()
+    assert "[red]ours: chrF++" in shown and "minus full [tied]" in shown and "│ a[/b] " in shown
+
+
+def test_a_reference_without_a_finished_run_has_its_own_name(tmp_path: Path) -> None:
+    labels = {"full": {"label": "the paper's"}, "none": {"label": "random"}}
+    results = collect(EXPERIMENT | {"variants": labels}, [a_run(tmp_path, "none", 0, 0.2)])
+    assert "minus the paper's" in table(results, "Kazakh")["header"]
 
 
 def test_held_out_denoising_is_a_ratio_of_sums_over_seeds(tmp_path: Path) -> None:

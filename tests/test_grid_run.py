@@ -67,7 +67,7 @@ def test_an_experiment_from_definition_to_report(
     started = trained / "systems" / "shared" / "pretrained" / weights
     assert started.samefile(model["shared-seed0"] / "initial" / weights), "what it began with is what it started from"
     assert not (wide / "stages" / "evaluate-shared.json").samefile(shared / "stages" / "evaluate-shared.json")
-    assert not list(out.rglob("checkpoints"))
+    assert not list(out.rglob("checkpoints/*"))
 
     # A report of fewer cells does not take the place of this one unnoticed.
     page = (out / "report.md").read_text(encoding="utf-8")
@@ -138,6 +138,35 @@ def test_a_run_that_another_experiment_has_finished_is_taken_over(
     write_pairs(tmp_path / "pairs.tsv", 150)
     assert experiment(tmp_path, "-o", str(tmp_path / "all" / "third"), "--overwrite") == 0
     assert len(in_process.started) == 5
+
+
+@pytest.mark.parametrize("tidied_before", [False, True])
+def test_other_data_replace_finished_training_only_if_told_to_and_once(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess, tidied_before: bool
+) -> None:
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 2}}}}
+    write_pairs(tmp_path / "pairs.tsv")
+    write_definition(tmp_path / "toy.yaml", definition(encoder_folder, variants={"shared": {}, "beam": beam}))
+    assert experiment(tmp_path) == 0
+    runs = tmp_path / "out" / "runs"
+    (before,), (task,), (wide,) = (runs.glob(f"{name}-seed0-*") for name in ("shared-pretraining", "shared", "beam"))
+    trained = before / "systems" / "shared" / "pretrained" / "model.safetensors"
+    weights = Path("systems", "shared", "finetuned", "model.safetensors")
+    old = trained.read_bytes()
+    if tidied_before:  # by a version that left no trace of checkpoints
+        for folder in list(runs.rglob("checkpoints")):
+            folder.rmdir()
+    write_pairs(tmp_path / "pairs.tsv", 150)
+    assert experiment(tmp_path) == 1
+    assert trained.read_bytes() == old and (task / weights).exists()
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert any("--overwrite" in entry["reason"] for entry in results["failed"])
+    assert experiment(tmp_path, "--overwrite") == 0
+    assert trained.read_bytes() != old
+    assert (wide / weights).samefile(task / weights), "trained once, and taken over again"
+    assert (wide / "data" / "train.parquet").samefile(task / "data" / "train.parquet")
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["cells"]) == {"shared", "beam"} and results["failed"] == []
 
 
 def test_a_run_that_cannot_be_taken_over_is_carried_out(

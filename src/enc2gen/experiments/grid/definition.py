@@ -118,6 +118,10 @@ class Experiment(Section):
                 raise ValueError(f"{kind}: names must differ in letters and digits, and not be {' or '.join(FLOORS)}")
         for where, content in self.contents():
             self._check_content(where, content)
+        for where, content in self._pretraining_contents():
+            for key in ("finetune", "evaluate"):
+                if key in content:
+                    raise ValueError(f"{where}.{key}: pretraining runs only pretrain: give it in recipe or a task")
         for where, content in self._task_contents() if self.pretraining is not None else ():
             if "encoder" in content:
                 raise ValueError(f"{where}.encoder: tasks start from the pretraining run's model and have its encoder")
@@ -144,11 +148,15 @@ class Experiment(Section):
 
     def contents(self) -> list[tuple[str, Content]]:
         """Every part of a recipe in the definition, with its place."""
-        found = [("recipe", self.recipe), ("pretraining", self.pretraining or {})]
+        found = [("recipe", self.recipe)]
+        found += [(f"variants.{name}.recipe", variant.recipe) for name, variant in self.all_variants.items()]
+        return found + self._pretraining_contents() + self._task_contents()
+
+    def _pretraining_contents(self) -> list[tuple[str, Content]]:
+        found = [("pretraining", self.pretraining or {})]
         for name, variant in self.all_variants.items():
-            found += [(f"variants.{name}.recipe", variant.recipe)]
             found += [(f"variants.{name}.pretraining", variant.pretraining or {})]
-        return found + self._task_contents()
+        return found
 
     def _task_contents(self) -> list[tuple[str, Content]]:
         found = [(f"tasks.{name}", content) for name, content in self.tasks.items()]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from enc2gen.errors import CheckpointError
 from enc2gen.evaluation.across_seeds import paired_difference, score_over_seeds
 from enc2gen.evaluation.significance import Floats, Statistics
-from enc2gen.experiments.grid.plan import GridRun
-from enc2gen.experiments.grid.scoring import BOOTSTRAP_SEED, Finished, group
+from enc2gen.experiments.grid.finished import Finished, Texts
+from enc2gen.experiments.grid.scoring import BOOTSTRAP_SEED, group
 
 UNITS = {"nats_per_token": "tokens", "perplexity": "tokens", "nats_per_character": "characters"}
 """Measure -> what nats are divided by; perplexity is the exponential of nats per token."""
@@ -21,19 +19,13 @@ UNITS = {"nats_per_token": "tokens", "perplexity": "tokens", "nats_per_character
 COMPARED = "nats_per_character"
 """The measure of differences: the one that does not depend on the vocabulary."""
 
-Texts = dict[str, dict[str, Mapping[str, float]]]
-"""Language -> text -> its `nats`, `tokens` and `characters`."""
-
 
 def denoising(done: Mapping[str, Sequence[Finished]], reference: str) -> dict[str, Any]:
     """Cell -> language -> measure -> value, low, high, n and seeds; and `paired`: the difference to the reference cell.
 
     Lower is better. Cells without held-out texts are left out.
-
-    Raises:
-        CheckpointError: a file is damaged.
     """
-    read = {cell: {one.run.seed: _read(one.run) for one in found} for cell, found in done.items()}
+    read = {cell: {one.run.seed: one.denoising for one in found} for cell, found in done.items()}
     references = {group(found): cell for cell, found in done.items() if found[0].run.variant == reference}
     results: dict[str, Any] = {}
     for cell, found in done.items():
@@ -53,25 +45,6 @@ def denoising(done: Mapping[str, Sequence[Finished]], reference: str) -> dict[st
                 pair = paired_difference(runs[COMPARED], theirs, resamples=resamples, seed=BOOTSTRAP_SEED)
                 entry["paired"] = {"metric": COMPARED, **asdict(pair)}
     return results
-
-
-def _read(run: GridRun) -> Texts:
-    """Losses of the held-out texts of a run, in the order of the texts; empty where none were measured."""
-    path = run.folder / "systems" / run.recipe.main_system / "denoising.jsonl"
-    found: Texts = {}
-    try:
-        for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-            if line.strip():
-                row = json.loads(line)
-                values = {name: float(row[name]) for name in ("nats", "tokens", "characters")}
-                found.setdefault(row["language"], {})[row["text"]] = values
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"a run of the experiment is damaged ({type(error).__name__}: {error})",
-            where=str(path),
-            remedy="remove the run's folder and start the experiment again: it is the only run that is repeated",
-        ) from error
-    return {language: dict(sorted(texts.items())) for language, texts in found.items()}
 
 
 def _texts(read: Mapping[int, Texts], language: str) -> list[str]:

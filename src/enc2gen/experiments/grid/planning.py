@@ -33,11 +33,15 @@ OF_TASKS, OF_PRETRAINING = "system.finetune.", ("pretrain.", "system.pretrain.")
 class Planner:
     """Makes the runs of an experiment; equal training is planned once.
 
+    All variants are planned, whichever are asked for: what a run shares with another variant, and hence what it needs
+    and is called, does not depend on that.
+
     Args:
         experiment: what is compared.
         folder: of the experiment.
         data: what `{data}` stands for in paths; None if it is not known.
-        only: variants to plan; all if empty.
+        only: variants to carry out, with what they need of others; all if empty.
+        searching: the runs of the search of all variants, once they are planned.
 
     Raises:
         ConfigError: `only` names something else.
@@ -49,6 +53,7 @@ class Planner:
     only: tuple[str, ...] = ()
     _pretrained: dict[str, GridRun] = field(default_factory=dict)
     _trained: dict[str, GridRun] = field(default_factory=dict)
+    searching: list[GridRun] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = self.experiment.all_variants
@@ -62,8 +67,12 @@ class Planner:
     @property
     def variants(self) -> dict[str, Variant]:
         """The variants that are carried out, by name."""
-        every = self.experiment.all_variants
-        return {name: every[name] for name in every if not self.only or name in self.only}
+        return {name: variant for name, variant in self.every.items() if not self.only or name in self.only}
+
+    @property
+    def every(self) -> dict[str, Variant]:
+        """All variants, by name."""
+        return self.experiment.all_variants
 
     @property
     def tasks(self) -> list[str]:
@@ -76,21 +85,25 @@ class Planner:
         What a variant without a search trains is its own, and a search that trains the same takes it over from there.
         """
         found: list[GridRun] = []
+        self.searching = []
+        wanted = self.variants
         size = max(self.experiment.sizes, default=None)
-        for name, variant in self.variants.items():
+        for name, variant in self.every.items():
             if not points(self.searched(name, variant)):
                 for task in self.tasks:
                     list(self._runs(name, task, size, self.experiment.seeds[0], (), "task"))
-        for name, variant in self.variants.items():
+        for name, variant in self.every.items():
             for settings in points(self.searched(name, variant)):
                 for task in self.tasks:
-                    found += self._runs(name, task, size, self.experiment.seeds[0], settings, "search")
-                    if found[-1].settings != settings:
+                    made = list(self._runs(name, task, size, self.experiment.seeds[0], settings, "search"))
+                    if made[-1].settings != settings:
                         raise ConfigError(
-                            f"{_said(settings)} trains the same model as {_said(found[-1].settings)}",
+                            f"{_said(settings)} trains the same model as {_said(made[-1].settings)}",
                             where=f"{self.experiment.name}: search of {name}",
                             remedy="search a setting that this variant does not replace by its own",
                         )
+                    self.searching.append(made[-1])
+                    found += made if name in wanted else []
         return _once([needed for run in found for needed in _with_needs(run)])
 
     def searched(self, name: str, variant: Variant) -> dict[str, list[Any]]:
@@ -109,13 +122,17 @@ class Planner:
 
     def _chosen_runs(self, chosen: Mapping[str, Settings]) -> list[GridRun]:
         found: list[GridRun] = []
+        wanted = self.variants
         sizes: list[int | None] = [*self.experiment.sizes] or [None]
-        for name, variant in self.variants.items():
+        for name, variant in self.every.items():
             if name not in chosen and self.searched(name, variant):
                 continue  # its search failed, and so would these
             for task, size in itertools.product(self.tasks, sizes):
                 for seed in self.experiment.seeds:
-                    found += self._runs(name, task, size, seed, chosen.get(name, ()), "task")
+                    made = list(self._runs(name, task, size, seed, chosen.get(name, ()), "task"))
+                    # What the search has done is in its list.
+                    needs = [need for run in made for need in _with_needs(run)] if self.only else made
+                    found += [run for run in needs if run.kind != "search"] if name in wanted else []
         return _once(found)
 
     def _runs(
@@ -143,6 +160,7 @@ class Planner:
         whole = digest([training, content.get("evaluate")])
         run = self._run(cell, name, parts, seed, content, system, whole, kind, start=start, settings=settings)
         made = GridRun(**{**run, "task": task, "size": size, "same_training": same})
+        self._check_headline(made)
         if start is not None:
             check_start(start, made.recipe, f"{self.experiment.name}: {cell}")
         if same is not None and same.folder == made.folder:
@@ -151,8 +169,18 @@ class Planner:
         self._trained.setdefault(training, made)
         yield made
 
+    def _check_headline(self, run: GridRun) -> None:
+        """Nothing could be compared or chosen by a metric that is not measured."""
+        headline, metrics = self.experiment.headline, run.recipe.evaluate.metrics
+        if headline not in metrics:
+            raise ConfigError(
+                f"the headline metric {headline} is not measured; evaluate.metrics has {', '.join(metrics)}",
+                where=f"{self.experiment.name}: {run.cell}",
+                remedy=f"add {headline} to evaluate.metrics, or name one of these as headline",
+            )
+
     def _pretraining(self, name: str, seed: int, settings: Settings) -> GridRun:
-        variant = self.variants[name]
+        variant = self.every[name]
         trains = variant.pretraining is not False
         content = merge(self.experiment.recipe, self.experiment.pretraining or {})
         content = merge(merge(content, variant.recipe), variant.pretraining or {})
@@ -173,10 +201,10 @@ class Planner:
 
     def _own(self, name: str, task: str) -> Content:
         """What the experiment and the variant say about one task alone."""
-        return merge(self.experiment.tasks.get(task, {}), self.variants[name].tasks.get(task, {}))
+        return merge(self.experiment.tasks.get(task, {}), self.every[name].tasks.get(task, {}))
 
     def _task_content(self, name: str, task: str, size: int | None, settings: Settings) -> Content:
-        variant = self.variants[name]
+        variant = self.every[name]
         content = merge(self.experiment.recipe, self.experiment.tasks.get(task, {}))
         content = merge(merge(content, variant.recipe), variant.tasks.get(task, {}))
         content = _with_settings({**content, "system": merge(self.experiment.system, variant.system)}, settings)

@@ -55,7 +55,9 @@ def headline(results: Mapping[str, Any]) -> str:
 def label(results: Mapping[str, Any], variant: str) -> str:
     """What a variant is called in tables and pictures."""
     found = (place["label"] for place in results["grid"].values() if place["variant"] == variant)
-    return str(next(found, variant))
+    # Without a finished run, it has its name from the definition.
+    own = results["experiment"].get("variants", {}).get(variant) or {}
+    return str(next(found, own.get("label") or variant))
 
 
 def variants(results: Mapping[str, Any]) -> list[str]:

@@ -111,7 +111,9 @@ def make_ready(run: GridRun) -> None:
     Workspace.write_json(run.folder / MARKER, {"name": run.recipe.name})
     _write_recipe(run, run.folder)
     RunRecord(run).begin()
-    if run.same_training is not None and not (run.folder / "stages").exists():
+    if run.same_training is None:
+        _mark_trained(run)
+    elif _differs(run.same_training.folder, run):
         _take_over(run.same_training.folder, run.folder, run.recipe.main_system)
 
 
@@ -174,12 +176,52 @@ def _settings(recipe: Any) -> Any:
     return {key: value for key, value in recipe.items() if key not in ("description", "output")} | {"systems": systems}
 
 
+def _mark_trained(run: GridRun) -> None:
+    """Have an empty folder of checkpoints tell that training would be lost if a finished stage's folder were replaced.
+
+    `tidy` leaves it; runs that were tidied before it did get it here, before they are begun again.
+    """
+    for stage in ("pretrain", "finetune"):
+        folder = run.folder / "systems" / run.recipe.main_system / stage
+        if (folder / "result.json").exists():
+            (folder / "checkpoints").mkdir(exist_ok=True)
+
+
+def _differs(source: Path, run: GridRun) -> bool:
+    """Whether `run` is to take over what training `source` has left: it has no training yet, or took over another one.
+
+    Training of its own, which has checkpoints, is left to its stages, which keep it, or refuse to replace it.
+    """
+    if not (run.folder / "stages").exists():
+        return True
+    system = run.folder / "systems" / run.recipe.main_system
+    if any((system / stage / "checkpoints").exists() for stage in ("pretrain", "finetune")):
+        return False
+    own = _stage_keys(run.folder)
+    return any(own.get(stage) != key for stage, key in _stage_keys(source).items())
+
+
+def _stage_keys(folder: Path) -> dict[str, Any]:
+    """Training stage -> what it was finished with."""
+    paths = [path for path in (folder / "stages").glob("*.json") if path.name.startswith(TRAINING_STAGES)]
+    found = {}
+    for path in paths:
+        with suppress(OSError, ValueError, LookupError, TypeError):  # as if it were not finished
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))["key"]
+    return found
+
+
 def _take_over(source: Path, target: Path, system: str) -> None:
-    """Link everything that training `source` has left; what measures and reports is made anew."""
+    """Link everything that training `source` has left, in the place of what was taken over before; what measures and
+    reports is made anew."""
+    for path in (target / "stages").glob("*"):
+        if path.name.startswith(TRAINING_STAGES):
+            path.unlink()
     for name in ("data", "encoders", *(f"systems/{system}/{folder}" for folder in MODEL_FOLDERS)):
+        shutil.rmtree(target / name, ignore_errors=True)
         if (source / name).is_dir():
             link_tree(source / name, target / name, leave_out=("cache", "checkpoints"))
-    (target / "stages").mkdir()
+    (target / "stages").mkdir(exist_ok=True)
     for path in (source / "stages").iterdir():
         if path.name.startswith(TRAINING_STAGES):
             shutil.copy2(path, target / "stages" / path.name)
@@ -190,6 +232,8 @@ def tidy(run: GridRun) -> None:
     system = run.folder / "systems" / run.recipe.main_system
     for stage in ("pretrain", "finetune"):
         shutil.rmtree(system / stage / "checkpoints", ignore_errors=True)
+    if run.same_training is None:
+        _mark_trained(run)
     model = run.folder / "model"
     final = system / ("finetuned" if run.recipe.finetune is not None else "pretrained")
     for path in final.glob("*.safetensors") if model.is_dir() else ():

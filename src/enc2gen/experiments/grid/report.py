@@ -10,6 +10,7 @@ import yaml
 from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table as ScreenTable
+from rich.text import Text
 
 from enc2gen.corpora.languages import language_name
 from enc2gen.corpora.report_pages import html_environment, replace_text, writing_report
@@ -89,16 +90,19 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     """Scores, differences and findings on the terminal."""
     metric, reference = headline(results), results["experiment"]["reference"]
     name = METRIC_LABELS.get(metric, metric)
-    table = ScreenTable(title=f"{results['experiment']['name']}: {name}", title_justify="left", title_style="bold")
+    # As `Text`: names are the experiment's, and their square brackets are no markup.
+    title = Text(f"{results['experiment']['name']}: {name}", style="bold")
+    table = ScreenTable(title=title, title_justify="left")
     for column in ("cell", "language", f"{name}, 95 %", f"minus {label(results, reference)}", "seeds"):
-        table.add_column(column, justify="left" if column in ("cell", "language") else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if column in ("cell", "language") else "right", overflow="fold")
     for cell, by_language in results["cells"].items():
         for tag, scores in by_language.items():
             if metric in scores:
                 pair = results["paired"].get(cell, {}).get(tag)
                 signed = f"{pair['value']:+.1f} [{pair['low']:+.1f}, {pair['high']:+.1f}]" if pair else ""
                 score = scores[metric]
-                table.add_row(cell, language_name(tag), with_interval(score), signed, str(len(score["seeds"])))
+                row = (cell, language_name(tag), with_interval(score), signed, str(len(score["seeds"])))
+                table.add_row(*map(Text, row))
     console.print(table)
     for sentence in [*findings(results), caution(results)]:
         console.print(sentence, highlight=False, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,16 +12,16 @@ import numpy as np
 from enc2gen import __version__
 from enc2gen.errors import CheckpointError
 from enc2gen.evaluation.metrics import METRICS
-from enc2gen.experiments.findings import source_reading
 from enc2gen.experiments.grid.denoising import denoising
-from enc2gen.experiments.grid.learning import MEAN, Losses, panels, speed, stage_folders
+from enc2gen.experiments.grid.finished import MEANS, Finished, chain, read_finished
+from enc2gen.experiments.grid.learning import MEAN, Losses, panels, speed
 from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.records import RunRecord
-from enc2gen.experiments.grid.scoring import Finished, Sentence, scores_and_differences, shared_languages
+from enc2gen.experiments.grid.scoring import scores_and_differences, shared_languages
 from enc2gen.experiments.provenance import code, machine, versions
-from enc2gen.experiments.recipe import FLOORS
-from enc2gen.models.swcm.report import REPORT_FILE
 
+NOT_FINISHED = "not finished"
+"""Why a run is missing that neither failed nor is damaged."""
 HEADLINE = "chrf++"
 """The metric of comparisons where an experiment names none."""
 
@@ -87,11 +86,11 @@ def _of_cells(
 ) -> dict[str, Any]:
     """What is told of each cell beside its scores."""
     return {
-        "grid": {cell: _place([one.run for one in found], experiment) for cell, found in done.items()},
+        "grid": {cell: _place(found, experiment) for cell, found in done.items()},
         "higher_is_better": {name: METRICS.get(name).higher_is_better for name in _metric_names(done)},
         "controls": {cell: _controls(found) for cell, found in done.items()},
         "floors": _floors(done),
-        "costs": {cell: _costs([one.run for one in found], spent) for cell, found in done.items()},
+        "costs": {cell: _costs(found, spent) for cell, found in done.items()},
     }
 
 
@@ -116,34 +115,9 @@ def _codes(done: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
     return {"report": code(), "runs": dict(carried.most_common())}
 
 
-def read_finished(run: GridRun) -> Finished | None:
-    """What an evaluated run left; None if it is not finished with today's data, settings and version.
-
-    Raises:
-        CheckpointError: a file is damaged.
-    """
-    path = run.folder / "metrics.json"
-    outputs = run.folder / "systems" / run.recipe.main_system / "hypotheses.jsonl"
-    if not RunRecord(run).finished or not path.exists() or not outputs.exists():
-        return None
-    found: dict[str, list[tuple[Sentence, str]]] = {}
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        for line in filter(str.strip, outputs.read_text(encoding="utf-8").split("\n")):
-            row = json.loads(line)
-            sentence = (row["source"], tuple(row["references"]))
-            found.setdefault(row["language"], []).append((sentence, row["hypothesis"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"a run of the experiment is damaged ({type(error).__name__}: {error})",
-            where=str(run.folder),
-            remedy="remove this folder and start the experiment again: it is the only run that is repeated",
-        ) from error
-    return Finished(run, metrics, found)
-
-
-def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, Any]:
+def _place(found: Sequence[Finished], experiment: Mapping[str, Any]) -> dict[str, Any]:
     """Where a cell lies in the grid, and by seed the folders of its runs and of the runs that they start from."""
+    runs = [one.run for one in found]
     run = runs[0]
     own = experiment.get("variants", {}).get(run.variant) or {}
     return {
@@ -151,7 +125,7 @@ def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, 
         "label": own.get("label") or run.variant,
         "task": run.task,
         "size": run.size,
-        "examples": _examples(run),
+        "examples": dict(found[0].examples),
         "runs": {str(one.seed): one.folder.as_posix() for one in runs},
         "starts": {
             str(one.seed): {"verb": one.start.verb, "folder": one.start.folder.as_posix()}
@@ -159,14 +133,6 @@ def _place(runs: Sequence[GridRun], experiment: Mapping[str, Any]) -> dict[str, 
             if one.start is not None
         },
     }
-
-
-def _examples(run: GridRun) -> dict[str, int]:
-    """Target language -> training examples that there were."""
-    path = run.folder / "data" / "summary.json"
-    if not path.exists():
-        return {}
-    return {str(tag): int(count) for tag, count in json.loads(path.read_text("utf-8"))["counts"]["train"].items()}
 
 
 def _metric_names(done: Mapping[str, Sequence[Finished]]) -> list[str]:
@@ -181,13 +147,12 @@ def _controls(found: Sequence[Finished]) -> dict[str, Any]:
     """Language -> means over seeds of the source-use controls, and how many seeds are shown to use their source."""
     controls: dict[str, Any] = {}
     for language in shared_languages(found):
-        uses = [one.metrics["source_use"][one.run.recipe.main_system].get(language) for one in found]
-        if not all(uses):
+        uses = [one.controls[language] for one in found if language in one.controls]
+        if len(uses) < len(found):
             continue
-        readings = [source_reading(one.metrics, one.run.recipe.main_system, language) for one in found]
+        readings = [use["reading"] for use in uses]
         controls[language] = {
-            **{key: _mean(use[key] for use in uses) for key in ("loss", "shuffled_loss", "gain", "distinct_outputs")},
-            "permuted_chrf": _mean(use["permuted_chrf++"]["value"] for use in uses),
+            **{name: _mean(use[name] for use in uses) for name in (*MEANS, "permuted_chrf")},
             "outputs": uses[0]["outputs"],
             "gain_seeds": {str(one.run.seed): use["gain"] for one, use in zip(found, uses, strict=True)},
             "reading_seeds": readings.count("yes") if "not measured" not in readings else None,
@@ -208,43 +173,24 @@ def _floors(done: Mapping[str, Sequence[Finished]]) -> dict[str, Any]:
     """
     floors: dict[str, Any] = {}
     for found in sorted(done.values(), key=lambda found: found[0].run.size or 0, reverse=True):
-        measured = {name: found[0].metrics["systems"][name] for name in FLOORS if name in found[0].metrics["systems"]}
-        floors.setdefault(str(found[0].run.task), measured)
+        floors.setdefault(str(found[0].run.task), dict(found[0].floors))
     return floors
 
 
-def _costs(runs: Sequence[GridRun], spent: Mapping[str, float]) -> dict[str, Any]:
+def _costs(found: Sequence[Finished], spent: Mapping[str, float]) -> dict[str, Any]:
     """What one seed of a cell cost on average, the pretraining that it started from included."""
-    chains = [_chain(run) for run in runs]
-    trained = [[result for run in chain for result in _training(run)] for chain in chains]
     # A run that took over equal training did not pay for it, but its model costs that much.
-    timed = [sum(spent.get(one.name, 0.0) for run in chain for one in _payers(run)) for chain in chains]
+    timed = [sum(spent.get(one.name, 0.0) for run in chain(done.run) for one in _payers(run)) for done in found]
     return {
-        "tokens": _mean(sum(result["tokens"] for result in results) for results in trained),
-        "steps": _mean(sum(result["steps"] for result in results) for results in trained),
+        "tokens": _mean(one.tokens for one in found),
+        "steps": _mean(one.steps for one in found),
         "core_seconds": _mean(timed) if all(timed) else None,
-        "parameters": next((count for chain in chains for run in chain if (count := _parameters(run))), None),
+        "parameters": next((one.parameters for one in found if one.parameters), None),
     }
-
-
-def _chain(run: GridRun) -> list[GridRun]:
-    """A run and those whose model it goes on from."""
-    return [run, *(_chain(run.start) if run.start is not None else ())]
 
 
 def _payers(run: GridRun) -> list[GridRun]:
     return [run, *(_payers(run.same_training) if run.same_training is not None else ())]
-
-
-def _training(run: GridRun) -> list[Any]:
-    """Results of the training stages that were carried out."""
-    paths = [folder / "result.json" for _, folder in stage_folders(run)]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-
-
-def _parameters(run: GridRun) -> int | None:
-    path = run.folder / "systems" / run.recipe.main_system / "initial" / REPORT_FILE
-    return int(json.loads(path.read_text(encoding="utf-8"))["parameters"]) if path.exists() else None
 
 
 def _thin(curves: Mapping[str, Mapping[str, Mapping[int, Losses]]]) -> dict[str, Any]:
@@ -268,5 +214,5 @@ def _failed(
     known = {entry["run"] for entry in listed} | {one.run.name for found in done.values() for one in found}
     for run in runs:
         if run.kind == "task" and run.name not in known:
-            listed.append({"run": run.name, "cell": run.cell, "seed": run.seed, "reason": "not finished"})
+            listed.append({"run": run.name, "cell": run.cell, "seed": run.seed, "reason": NOT_FINISHED})
     return listed

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from enc2gen.corpora.report_pages import writing_report
+from enc2gen.corpora.report_pages import replace_text, writing_report
 from enc2gen.errors import OutputError
 from enc2gen.experiments.grid.definition import Experiment
 from enc2gen.experiments.grid.engines import RUNNERS
@@ -19,7 +20,7 @@ from enc2gen.experiments.grid.plan import GridRun
 from enc2gen.experiments.grid.planning import Planner, Settings
 from enc2gen.experiments.grid.records import DEFINITION, RunRecord
 from enc2gen.experiments.grid.report import REPORT_FILES, write_report
-from enc2gen.experiments.grid.results import collect
+from enc2gen.experiments.grid.results import NOT_FINISHED, collect
 from enc2gen.experiments.grid.searching import choose, first_values
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace, refuse_foreign
@@ -72,7 +73,7 @@ class ExperimentRun:
             if searches:
                 self.log(f"search: {sum(run.kind == 'search' for run in searches)} runs")
                 self.failed += execution.carry_out(searches)
-            chosen, table = choose(self.planner, searches)
+            chosen, table = self._choose(searches)
             runs = self.planner.runs(chosen)
             self.failed += [failure for failure in execution.carry_out(runs) if failure not in self.failed]
             return self._write(runs, searches, table)
@@ -80,31 +81,46 @@ class ExperimentRun:
     def report(self) -> Path:
         """Write results and report of what is finished; carries out nothing. Raises as :meth:`run`."""
         searches = self.planner.searches()
-        chosen, table = choose(self.planner, searches)
+        chosen, table = self._choose(searches)
         with self._held():
             return self._write(self.planner.runs(chosen), searches, table)
 
-    def _held(self) -> Any:
-        """Check that the folder is this experiment's, note its definition there, and lock it."""
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Check that the folder is this experiment's, lock it, and note the definition there."""
         marker = self.folder / DEFINITION
         refuse_foreign(self.folder, marker, "an experiment")
+        if not marker.exists():  # before the lock's own file, with which alone the folder would be a foreign one
+            self._note(marker)
+        with locked_folder(self.folder):
+            self._note(marker)  # only now: who holds the folder has noted its own
+            yield
+
+    def _note(self, marker: Path) -> None:
+        definition = yaml.safe_dump(resolved(self.planner.experiment), sort_keys=False, allow_unicode=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            marker.write_text(
-                yaml.safe_dump(resolved(self.planner.experiment), sort_keys=False, allow_unicode=True),
-                encoding="utf-8",
-            )
+            replace_text(marker, definition)
         except OSError as error:
             raise OutputError(
                 f"cannot write: {error.strerror}", where=str(self.folder), remedy="check space and rights"
             ) from error
-        return locked_folder(self.folder)
+
+    def _choose(self, searches: Sequence[GridRun]) -> tuple[dict[str, Settings], dict[str, Any]]:
+        """What the search has chosen; runs with damaged scores count as failed."""
+
+        def damaged(run: GridRun, reason: str) -> None:
+            self.log(f"{run.name}: FAILED, {reason}")
+            self.failed.append(Failure(run, None, reason))
+
+        return choose(self.planner, searches, damaged)
 
     def _write(self, runs: Sequence[GridRun], searches: Sequence[GridRun], table: Mapping[str, Any]) -> Path:
         experiment = self.planner.experiment
+        wanted = self.planner.variants
         results = collect(
-            resolved(experiment, self.planner.variants),
-            runs,
+            resolved(experiment, wanted),
+            [run for run in runs if run.variant in wanted],  # without what these took over from other variants
             scale=self.scale or "",
             seeds=experiment.seeds,
             command=self.command,
@@ -112,6 +128,10 @@ class ExperimentRun:
             search=table,
             failed=[failure.to_json() for failure in self.failed],
         )
+        known, by_name = {failure.run.name for failure in self.failed}, {run.name: run for run in runs}
+        for entry in results["failed"]:
+            if entry["reason"] != NOT_FINISHED and entry["run"] not in known:  # its files are damaged
+                self.failed.append(Failure(by_name[entry["run"]], None, entry["reason"]))
         self._keep_earlier(results)
         Workspace.write_json(self.folder / RESULTS, results)
         return write_report(results, self.folder)
@@ -162,4 +182,5 @@ def resolved(experiment: Experiment, only: Collection[str] | None = None) -> dic
 def counted(planner: Planner) -> tuple[list[GridRun], list[GridRun], dict[str, Settings]]:
     """The runs of the search, all other runs with the first value of each searched setting, and those values."""
     searches, chosen = planner.searches(), first_values(planner)
-    return searches, planner.runs(chosen), chosen
+    wanted = planner.variants
+    return searches, planner.runs(chosen), {name: values for name, values in chosen.items() if name in wanted}

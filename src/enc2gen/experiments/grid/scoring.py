@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from enc2gen.evaluation.across_seeds import paired_difference, score_over_seeds
 from enc2gen.evaluation.metrics import METRICS
 from enc2gen.evaluation.significance import Statistics
-from enc2gen.experiments.grid.plan import GridRun
-
-Sentence = tuple[str, tuple[str, ...]]
-"""Source and references."""
+from enc2gen.experiments.grid.finished import Finished, Sentence
 
 BOOTSTRAP_SEED = 0
 """Of all draws: cells with equal numbers of seeds and sentences see the same ones."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that was evaluated.
-
-    Attributes:
-        run: which.
-        metrics: its `metrics.json`.
-        outputs: language -> (test sentence, hypothesis), in the order of the test set.
-    """
-
-    run: GridRun
-    metrics: Mapping[str, Any]
-    outputs: Mapping[str, Sequence[tuple[Sentence, str]]]
 
 
 def scores_and_differences(

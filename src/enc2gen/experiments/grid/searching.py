@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
@@ -14,39 +14,59 @@ from enc2gen.experiments.grid.planning import Planner, Settings, points
 from enc2gen.experiments.grid.records import RunRecord
 
 
-def choose(planner: Planner, searches: Sequence[GridRun]) -> tuple[dict[str, Settings], dict[str, Any]]:
+def choose(
+    planner: Planner, searches: Sequence[GridRun], damaged: Callable[[GridRun, str], None] | None = None
+) -> tuple[dict[str, Settings], dict[str, Any]]:
     """The settings of each variant, and the scores that they were chosen by.
 
     The score of a combination of values is the headline metric on the development set, averaged over languages, then
-    over tasks; a combination with a run that failed has none.
+    over tasks; a combination with a run that failed, or whose scores are damaged, has none.
+
+    Args:
+        planner: of the runs.
+        searches: the runs of the search.
+        damaged: told each run whose scores are damaged, and what is wrong with them.
 
     Returns:
-        Per variant, the best combination; a searched variant without any score is missing. And, for results.json, per
-        variant: {settings: {values: score}, "chosen": {setting: value}}, with several settings joined by commas.
+        Per variant, the best combination; a searched variant without any score is missing. Of a variant that is not
+        carried out, it is known once all its scores are. And, for results.json, per variant that is carried out:
+        {settings: {values: score}, "chosen": {setting: value}}, with several settings joined by commas.
     """
     chosen: dict[str, Settings] = {}
     table: dict[str, Any] = {}
     metric = planner.experiment.headline
+
+    def score(run: GridRun) -> float | None:
+        try:
+            return development_score(run, metric)
+        except CheckpointError as error:
+            if damaged is not None and run.variant in planner.variants:
+                damaged(run, str(error))
+            return None
+
     better = max if METRICS.get(metric).higher_is_better else min
-    for name, variant in planner.variants.items():
+    wanted = planner.variants
+    for name, variant in planner.every.items():
         searched = planner.searched(name, variant)
         tried: list[tuple[Settings, float | None]] = []
         for settings in points(searched):
-            runs = [r for r in searches if r.kind == "search" and r.variant == name and r.settings == settings]
-            found = [score for run in runs if (score := development_score(run, metric)) is not None]
+            among = searches if name in wanted else planner.searching
+            runs = [r for r in among if r.kind == "search" and r.variant == name and r.settings == settings]
+            found = [value for run in runs if (value := score(run)) is not None]
             tried.append((settings, mean(found) if found and len(found) == len(planner.tasks) else None))
-        if not tried:
-            continue
-        table[name] = {", ".join(searched): {_values(settings): score for settings, score in tried}}
-        if known := [(score, settings) for settings, score in tried if score is not None]:
+        known = [(value, settings) for settings, value in tried if value is not None]
+        # Another variant may yet choose otherwise, as long as not all of its search is done.
+        if known and (name in wanted or len(known) == len(tried)):
             chosen[name] = better(known, key=lambda pair: pair[0])[1]
-            table[name]["chosen"] = dict(chosen[name])
+        if tried and name in wanted:
+            table[name] = {", ".join(searched): {_values(settings): value for settings, value in tried}}
+            table[name] |= {"chosen": dict(chosen[name])} if known else {}
     return chosen, table
 
 
 def first_values(planner: Planner) -> dict[str, Settings]:
-    """For each searched variant the first combination, as long as nothing is known."""
-    found = {name: points(planner.searched(name, variant)) for name, variant in planner.variants.items()}
+    """For each searched variant, carried out or not, the first combination, as long as nothing is known."""
+    found = {name: points(planner.searched(name, variant)) for name, variant in planner.every.items()}
     return {name: settings[0] for name, settings in found.items() if settings}
 
 
@@ -61,8 +81,8 @@ def development_score(run: GridRun, metric: str) -> float | None:
         return None
     try:
         by_language = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        values = [scores[metric]["value"] for scores in by_language.values() if scores.get(metric)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = [float(scores[metric]["value"]) for scores in by_language.values() if scores.get(metric)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the scores of a run are damaged ({error})",
             where=str(path),

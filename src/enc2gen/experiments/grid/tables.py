@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -252,7 +253,7 @@ def _search(results: Mapping[str, Any]) -> Table:
             for values, score in scores.items() if settings != "chosen" else ():
                 mark = ""
                 if values == _joined(settings, chosen):
-                    edges = _at_edges(values, list(scores))
+                    edges = _at_edges(settings, values, list(scores))
                     mark = f"chosen, at an edge of {edges}" if edges else "chosen"
                 rows.append([label(results, variant), settings, values, points(score), mark])
     name = METRIC_LABELS.get(headline(results), headline(results))
@@ -275,11 +276,14 @@ def _who_searched(results: Mapping[str, Any]) -> str:
     return "The variants' searches are not the same" + (f"; without one: {', '.join(without)}." if without else ".")
 
 
-def _at_edges(chosen: str, tried: Sequence[str]) -> str:
+def _at_edges(settings: str, chosen: str, tried: Sequence[str]) -> str:
     """The chosen numbers that are the smallest or largest tried, where a better one may lie beyond."""
-    columns = list(zip(*(values.split(", ") for values in tried), strict=True))
+    width = len(settings.split(", "))
+    rows = [_separate(values) if width > 1 else [values] for values in (chosen, *tried)]
+    if any(len(row) != width for row in rows):  # values that have commas of their own cannot be told apart
+        return ""
     found = []
-    for value, column in zip(chosen.split(", "), columns, strict=True):
+    for value, *column in zip(*rows, strict=True):
         try:
             numbers = sorted({float(one) for one in column})
         except ValueError:  # not numbers
@@ -287,6 +291,11 @@ def _at_edges(chosen: str, tried: Sequence[str]) -> str:
         if len(numbers) > 1 and float(value) in (numbers[0], numbers[-1]):
             found.append(value)
     return ", ".join(found)
+
+
+def _separate(values: str) -> list[str]:
+    """The values of several settings, which the search joins by commas; those within brackets belong to one value."""
+    return re.split(r", (?![^\[\]{}]*[\]}])", values)
 
 
 def _joined(settings: str, chosen: Mapping[str, Any]) -> str:
