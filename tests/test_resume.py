@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,18 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, uninterrupted: 
         assert result.best_loss == uninterrupted[1].best_loss, f"killed at batch {at}"
 
 
+@pytest.fixture
+def hang_ups_end() -> Iterator[None]:
+    """As in a terminal, where these tests may not have been started: under nohup, hang-ups are ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, uninterrupted: Any, number: int) -> None:
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, uninterrupted: Any, number: int, hang_ups_end: None
+) -> None:
     expected, expected_result, expected_weights = uninterrupted
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     for step in (2, 4, 10):  # in the frozen stage, at a validation, between two checkpoints
