@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_tokenizer
 from enc2gen import DecodingConfig, Generator, SwcmForConditionalGeneration
+from enc2gen.cli.generate import generate_lines
 from enc2gen.errors import ConfigError, DataError, Enc2genError
 from enc2gen.generation import blocks, scaling
 from enc2gen.generation.blocks import Job
@@ -298,3 +302,20 @@ def test_a_cluster_is_not_started_for_a_glossary_that_cannot_be_kept_to(
     job = Job(str(tmp_path / "model"), "kk", "en", FAST, glossary=Glossary([Entry("cat", "漢")]))
     with pytest.raises(DataError, match="cannot spell '漢'"):
         list(write_on_ray(job, job.blocks(LINES), 2, lambda done: None))
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+def test_missing_terms_and_cut_outputs_are_told_of(generator: Generator, tmp_path: Path, to_file: bool) -> None:
+    source, said = tmp_path / "in.txt", StringIO()
+    source.write_text("cat\n\ncat\n", encoding="utf-8")
+    short = FAST.model_copy(update={"max_new_tokens": 2})
+    job = Job(str(tmp_path / "model"), "kk", "en", short, glossary=Glossary([Entry("cat", "кот")]))
+    generate_lines(job, source, tmp_path / "out.txt" if to_file else None, Console(file=said, width=200))
+    assert said.getvalue().splitlines() == [
+        "warning: 2 lines with an output cut at the longest length (--max-new-tokens)",
+        "warning: 2 lines with an output that lacks a required term; --json names it",
+    ]
+    long = replace(job, config=FAST.model_copy(update={"max_new_tokens": 40}))
+    told = StringIO()
+    generate_lines(long, source, tmp_path / "long.txt" if to_file else None, Console(file=told, width=200))
+    assert "required" not in told.getvalue()

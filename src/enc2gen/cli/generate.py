@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import AutoConfig
 
 from enc2gen.errors import ConfigError, DataError, Interrupted, OutputError
-from enc2gen.generation.blocks import Job
+from enc2gen.generation.blocks import Job, Tally
 from enc2gen.generation.outputs import Output
 from enc2gen.generation.scaling import best_line, generate_to_file, write_here
 
@@ -108,19 +108,34 @@ def generate_lines(
 
         if output_file is None or _is_stream(output_file):
             written = list(write_here(job, job.blocks(lines), None, on_progress))
-            cut, limit = sum(block.truncated for block in written), written[0].max_source_length
+            tally = Tally()
+            for block in written:
+                tally.add(block)
         else:
             try:
-                cut, limit = generate_to_file(
+                tally = generate_to_file(
                     job, lines, output_file, engine=engine, workers=workers, text_of=text_of, on_progress=on_progress
                 )
             except KeyboardInterrupt as error:
                 raise Interrupted("interrupted; finished lines are kept", where=str(output_file)) from error
             written = []
-    if cut:
-        errors.print(f"warning: {cut} input lines were longer than {limit} tokens and were cut", highlight=False)
+    for warning in _warnings(tally):
+        errors.print(f"warning: {warning}", highlight=False)
     if written:
         write_output("".join(text_of(outputs) for block in written for outputs in block.outputs), output_file)
+
+
+def _warnings(tally: Tally) -> Iterator[str]:
+    if tally.truncated:
+        yield f"{_lines(tally.truncated)} longer than {tally.max_source_length} tokens: the rest was not read"
+    if tally.unended:
+        yield f"{_lines(tally.unended)} with an output cut at the longest length (--max-new-tokens)"
+    if tally.unmet:
+        yield f"{_lines(tally.unmet)} with an output that lacks a required term; --json names it"
+
+
+def _lines(count: int) -> str:
+    return f"{count} line{'s' if count > 1 else ''}"
 
 
 def _check_engine(engine: str, workers: int | None, output_file: Path | None) -> None:

@@ -57,6 +57,20 @@ class Job:
         """The generator; errors as of `Generator.from_pretrained`."""
         return Generator.from_pretrained(self.model, shortlist=self.shortlist)
 
+    def request(self, first_line: int = 0) -> Request:
+        """What a generator is asked for, for lines from `first_line` on."""
+        scored = self.scored or self.n > 1
+        return Request(
+            self.target_language,
+            self.source_language,
+            self.config,
+            self.seed,
+            self.glossary,
+            self.n,
+            scored,
+            first_line,
+        )
+
     def blocks(self, lines: Sequence[str]) -> list[Block]:
         """Cut the input into blocks of whole batches."""
         size = self.config.batch_size * max(1, BLOCK_LINES // self.config.batch_size)
@@ -123,8 +137,7 @@ def check_blocks(generator: Generator, job: Job, blocks: Sequence[Block]) -> Non
 
     Blocks that were finished before could not be used with the glossary that repairs it.
     """
-    request = Request(job.target_language, job.source_language, job.config, job.seed, job.glossary)
-    generator.check((text for block in blocks for text in block.texts), request)
+    generator.check((text for block in blocks for text in block.texts), job.request())
 
 
 def write_block(
@@ -132,21 +145,32 @@ def write_block(
 ) -> WrittenBlock:
     """Write the outputs of one block; errors as of `Generator.generate`."""
     before = generator.codec.truncated
-    arguments: dict[str, Any] = {
-        "target_language": job.target_language,
-        "source_language": job.source_language,
-        "config": job.config,
-        "seed": job.seed,
-        "glossary": job.glossary,
-        "first_line": block.first_line,
-        "on_batch": on_batch,
-    }
-    if job.scored or job.n > 1:
-        outputs = generator.generate_n_best(block.texts, job.n, **arguments)
-    else:
-        outputs = [[Output(text)] for text in generator.generate(block.texts, **arguments)]
+    outputs = generator.write(block.texts, job.request(block.first_line), on_batch)
     codec = generator.codec
     return WrittenBlock(block.index, outputs, codec.truncated - before, codec.max_source_length)
+
+
+@dataclass
+class Tally:
+    """What whoever reads the outputs should know of them.
+
+    Attributes:
+        truncated: lines that were longer than `max_source_length` tokens and were cut.
+        unended: lines whose best output was cut at the longest length, as far as the engine knows it.
+        unmet: lines whose best output lacks a required term.
+    """
+
+    truncated: int = 0
+    max_source_length: int = 0
+    unended: int = 0
+    unmet: int = 0
+
+    def add(self, written: WrittenBlock) -> None:
+        """Count in a block."""
+        self.truncated += written.truncated
+        self.max_source_length = written.max_source_length
+        self.unended += sum(not several[0].ended for several in written.outputs)
+        self.unmet += sum(bool(several[0].unmet) for several in written.outputs)
 
 
 class FinishedBlocks:

@@ -34,7 +34,12 @@ from enc2gen.tokenization.tokenizer import TextCodec
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written, whatever the texts are; see :meth:`Generator.generate_n_best`."""
+    """What is to be written, whatever the texts are; attributes as the arguments of :meth:`Generator.generate_n_best`.
+
+    Attributes:
+        target, source: languages.
+        scored: whether scores are wanted, which the native engine alone has.
+    """
 
     target: str | None
     source: str | None
@@ -212,7 +217,7 @@ class Generator:
         request = Request(
             target_language, source_language, config or DecodingConfig(), seed, glossary, first_line=first_line
         )
-        return [outputs[0].text for outputs in self._write(texts, request, on_batch)]
+        return [outputs[0].text for outputs in self.write(texts, request, on_batch)]
 
     def generate_n_best(
         self,
@@ -237,7 +242,7 @@ class Generator:
         """
         config = config or DecodingConfig()
         request = Request(target_language, source_language, config, seed, glossary, n, True, first_line)
-        return self._write(texts, request, on_batch)
+        return self.write(texts, request, on_batch)
 
     def check(self, texts: Iterable[str], request: Request) -> None:
         """Say what would stop :meth:`generate` at any of `texts`, which are read once: terms it cannot search for.
@@ -251,9 +256,10 @@ class Generator:
             self.writer.term_rules.check(map(request.terms, texts), target, request.config)
 
     @torch.inference_mode()
-    def _write(
-        self, texts: Sequence[str], request: Request, on_batch: Callable[[int], None] | None
+    def write(
+        self, texts: Sequence[str], request: Request, on_batch: Callable[[int], None] | None = None
     ) -> list[list[Output]]:
+        """What :meth:`generate` and :meth:`generate_n_best` are made of: outputs of each text, the best first."""
         config = request.config
         request.check()
         target, source = self.target_language(request.target), self.source_language(request.source)

@@ -12,7 +12,7 @@ from typing import Any
 from enc2gen import errors
 from enc2gen.corpora.engines import ray_session
 from enc2gen.errors import Enc2genError
-from enc2gen.generation.blocks import Block, FinishedBlocks, Job, WrittenBlock, check_blocks, write_block
+from enc2gen.generation.blocks import Block, FinishedBlocks, Job, Tally, WrittenBlock, check_blocks, write_block
 from enc2gen.generation.generator import Generator
 from enc2gen.generation.outputs import Output
 from enc2gen.registry import Registry
@@ -133,7 +133,7 @@ def generate_to_file(
     workers: int | None = None,
     text_of: Callable[[Sequence[Output]], str] | None = None,
     on_progress: Progress = lambda done: None,
-) -> tuple[int, int]:
+) -> Tally:
     """Write the outputs of `lines` into a file, going on where an interrupted call with the same job stopped.
 
     Finished blocks are kept in the folder `OUTPUT.parts` until the file is complete; it appears all at once.
@@ -144,14 +144,14 @@ def generate_to_file(
         on_progress: called with the number of lines with text that are finished.
 
     Returns:
-        Lines that were cut, and the length in tokens that they were cut to.
+        How many lines were cut, and the like.
 
     Raises:
         ConfigError: the engine is unknown, or not installed.
         OutputError: the folder holds part of another output, or nothing can be written.
     """
     write = ENGINES.get(engine, where="--engine")
-    blocks, cut, limit = job.blocks(lines), 0, 0
+    blocks, tally = job.blocks(lines), Tally()
     text_of = text_of or best_line
     with FinishedBlocks(output, job.identity(lines)).held() as finished:
         missing = [block for block in blocks if finished.read(block) is None]
@@ -161,12 +161,11 @@ def generate_to_file(
             finished.add(written)
 
         def text(written: WrittenBlock) -> str:
-            nonlocal cut, limit
-            cut, limit = cut + written.truncated, written.max_source_length
+            tally.add(written)
             return "".join(map(text_of, written.outputs))
 
         finished.join(blocks, text)
-    return cut, limit
+    return tally
 
 
 def best_line(outputs: Sequence[Output]) -> str:
