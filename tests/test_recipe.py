@@ -112,6 +112,16 @@ def test_system_settings_win_over_the_stage_and_the_seed_is_the_recipes(tmp_path
     assert (a.seed, b.seed) == (7, 7) and b.learning_rate == 0.5 and a.learning_rate == 1e-4
 
 
+@pytest.mark.parametrize("stage", ["embeddings_only", "training"])
+def test_a_seed_that_would_do_nothing_is_refused(tmp_path: Path, stage: str) -> None:
+    value = content()
+    value["encoder"] = {**value["encoder"], "adapt": {stage: {"max_steps": 1, "seed": 3}}}
+    with pytest.raises(ConfigError, match=f"adapt.{stage}.seed: the recipe's own seed is used"):
+        load_recipe(write(tmp_path, value))
+    del value["encoder"]["adapt"][stage]["seed"]
+    load_recipe(write(tmp_path, value))
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "\xff"])
 def test_unreadable_recipes(tmp_path: Path, text: str) -> None:
     path = tmp_path / "recipe.yaml"

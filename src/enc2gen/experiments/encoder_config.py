@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from enc2gen.experiments.recipe_fields import Languages, Section
 from enc2gen.models.embedding_init import InitialisationConfig
 from enc2gen.training.adaptation import AdaptationConfig
+from enc2gen.training.config import TrainingConfig
 
 
 class ExtensionConfig(Section):
@@ -65,6 +66,14 @@ class EncoderConfig(Section):
         "choice); 1 for a baseline that is meant to fail",
     )
     dropout: float | None = Field(default=None, ge=0, lt=1, description="replaces the encoder's dropout rates")
+
+    @model_validator(mode="after")
+    def _seed_is_the_recipes(self) -> EncoderConfig:
+        unset = TrainingConfig.model_fields["seed"].default
+        for name in ("embeddings_only", "training") if self.adapt is not None else ():
+            if (stage := getattr(self.adapt, name)) is not None and stage.seed != unset:
+                raise ValueError(f"adapt.{name}.seed: the recipe's own seed is used; set that")
+        return self
 
     @property
     def changes_weights(self) -> bool:

@@ -67,9 +67,9 @@ class BridgeSection(Section):
     """One bridge: fusion of the layers, mapper into the LLM, and settings of its own."""
 
     fusion: str = Field(default="last", description="last, mean, layer_index, global or transformer")
-    fusion_options: dict[str, Any] = Field(default_factory=dict, description="of the fusion")
+    fusion_options: dict[str, Any] = Field(default_factory=dict, description="of the fusion: see its options below")
     mapper: str = Field(default="linear", description="linear, mlp or slots")
-    mapper_options: dict[str, Any] = Field(default_factory=dict, description="of the mapper")
+    mapper_options: dict[str, Any] = Field(default_factory=dict, description="of the mapper: see its options below")
     aligner: AlignerConfig | None = Field(default=None, description="layer-wise aligner (LayAlign, arXiv 2502.11405)")
     end_vector: Literal["zeros", "random"] = Field(default="zeros", description="start of the learned end vector")
     hidden_states: HiddenStatesConfig | None = Field(default=None, description="instead of the encoder section's")
@@ -103,7 +103,8 @@ class TaskSection(Section):
     dev_percent: int = Field(default=10, ge=1, le=49, description="held out for development where it has no file")
     test_percent: int = Field(default=10, ge=1, le=49, description="held out for testing where it has no file")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="other fields of the task: template, labels, label_fields, ..."
+        default_factory=dict,
+        description="what differs from the named task: template, labels, label_fields, ...; see below",
     )
     train_languages: list[str] = Field(default=["eng_Latn"], min_length=1, description="languages trained on")
     languages: list[str] | None = Field(default=None, description="languages tested; none: all that the data have")
