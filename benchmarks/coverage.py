@@ -1,6 +1,6 @@
 """What `vocab extend` does for the coverage of seven languages, on text that the pieces were not learnt from.
 
-    python benchmarks/coverage.py ../shared/data --out docs/results/coverage.md
+    python benchmarks/coverage.py ../shared/data --size 2000 --limit 2000     # docs/results/new-script-tibetan.md
 
 Text: mono/LANG.jsonl.gz where there is one, every tenth line of it for the test (a paragraph a line), else the train
 and test sentences of sib200. Per language, `extend_vocabulary(size=2000)` on the training text, as `enc2gen vocab

@@ -69,7 +69,7 @@ def test_the_hub_data_sets_of_the_page_are_valid_and_fit_what_their_pages_say() 
     """Records shaped like the data sets' own give examples; only the Hub itself is left out."""
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     block = page.split("### Data sets of the papers, by Hub name")[1].split("```yaml")[1].split("```")[0]
-    data = DataConfig.model_validate(yaml.safe_load(block))
+    data = DataConfig.model_validate(yaml.safe_load(block)["data"])
     records: dict[str, dict[str, Any]] = {
         "hub:masakhane/masakhanews:hau": {"headline": "h", "text": "t", "category": "sports", "url": "u"},
         "hub:hugcyp/LCSTS": {"summary": "h", "text": "t"},

@@ -104,7 +104,8 @@ Draft = Annotated[
 ]
 DecoderOption = Annotated[Decoder, _option("--decoder", help="What decodes; native where it can.", panel=_WHERE)]
 Engine = Annotated[
-    str, _option("--engine", help="local (this process) or ray (a cluster; enc2gen[ray]).", panel=_WHERE)
+    str,
+    _option("--engine", help="Who writes: local (this process) or ray (a cluster; needs the extra ray).", panel=_WHERE),
 ]
 Workers = Annotated[
     int | None,

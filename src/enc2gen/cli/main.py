@@ -168,12 +168,12 @@ def _prepare_recipe(
 
 
 prepare.register(app, _prepare_recipe)
-_add_stage("adapt", "Trim, extend and adapt a recipe's encoders, as it says (after `prepare`).")
-_add_stage("build", "Grow a recipe's systems out of its encoders (after `adapt`), with init reports.")
-_add_stage("pretrain", "Pretrain a recipe's systems (after `build`).")
-_add_stage("finetune", "Fine-tune a recipe's systems (after `pretrain`).")
-_add_stage("evaluate", "Write and score a recipe's test outputs (after `finetune`).")
-_add_stage("report", "Write a recipe's report (after `evaluate`); the same as `run`.")
+_add_stage("adapt", "Trim, extend and adapt a recipe's encoders, as it says; does `prepare` first.")
+_add_stage("build", "Grow a recipe's systems out of its encoders, with init reports; does `adapt` first.")
+_add_stage("pretrain", "Pretrain a recipe's systems; does `build` first.")
+_add_stage("finetune", "Fine-tune a recipe's systems; does `pretrain` first.")
+_add_stage("evaluate", "Write and score a recipe's test outputs; does `finetune` first.")
+_add_stage("report", "Write a recipe's report; does `evaluate` first, and so is the same as `run`.")
 
 
 @app.command()

@@ -41,7 +41,8 @@ Init = Annotated[str, typer.Option("--init", help="How new pieces get their rows
 Pairs = Annotated[
     list[str] | None,
     typer.Option(
-        "--pairs", help="File of translated pairs: a bridge between scripts for focus, ofa and lexical. Repeatable."
+        "--pairs",
+        help="File of translated pairs: the link from a new script to known ones, for focus, ofa. Repeatable.",
     ),
 ]
 PairFields = Annotated[
