@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from enc2gen.errors import Enc2genError
     from enc2gen.generation.decoding import DecodingConfig
     from enc2gen.generation.generator import Generator
+    from enc2gen.generation.glossary import Glossary
+    from enc2gen.generation.shortlist import Shortlist
     from enc2gen.models.bridge import BridgeConfig, BridgeForConditionalGeneration, build_fusion
     from enc2gen.models.swcm import SwcmConfig, SwcmForConditionalGeneration
     from enc2gen.tokenization.tokenizer import TextCodec
@@ -21,6 +23,8 @@ __all__ = [
     "DecodingConfig",
     "Enc2genError",
     "Generator",
+    "Glossary",
+    "Shortlist",
     "SwcmConfig",
     "SwcmForConditionalGeneration",
     "TextCodec",
@@ -34,6 +38,8 @@ _MODULES = {
     "DecodingConfig": "enc2gen.generation.decoding",
     "Enc2genError": "enc2gen.errors",
     "Generator": "enc2gen.generation.generator",
+    "Glossary": "enc2gen.generation.glossary",
+    "Shortlist": "enc2gen.generation.shortlist",
     "SwcmConfig": "enc2gen.models.swcm",
     "SwcmForConditionalGeneration": "enc2gen.models.swcm",
     "TextCodec": "enc2gen.tokenization.tokenizer",
