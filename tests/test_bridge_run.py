@@ -242,7 +242,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_a_unit_that_another_process_holds_is_waited_for(
     tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from enc2gen.training.runtime import locked_folder
+    from enc2gen.locking import locked_folder
 
     recipe = BridgeRun(load(tmp_path, content), console())
     done: list[str] = []

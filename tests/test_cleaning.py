@@ -17,6 +17,7 @@ from enc2gen.corpora.filters import LanguageFilter, _may_repeat, ngram_share, re
 
 CONFIG = CleaningConfig(language="bo")
 TIBETAN = "བོད་སྐད་ཡིག་ནི་བོད་མི་རིགས་ཀྱི་སྐད་ཡིག་ཡིན།"
+MARKUP = ("markup", "whitespace")
 MONGOLIAN = "ᠮᠣᠩᠭᠣᠯ ᠬᠡᠯᠡ\u202fᠶᠢᠨ ᠰᠢᠨ\u180eᠡ ᠦᠰᠦᠭ\u180b ᠲᠣᠭᠠ\u180c\u180d\u180f"
 
 
@@ -31,6 +32,9 @@ MONGOLIAN = "ᠮᠣᠩᠭᠣᠯ ᠬᠡᠯᠡ\u202fᠶᠢᠨ ᠰᠢᠨ\u180eᠡ �
         "ភាសា\u200bខ្មែរ\u200bជា\u200bភាសា",  # zero-width spaces between words of Khmer
         "5 < 6 and a <b, <unk> is a token, x<y",
         "AT&T & R&D; C++ <vector>",
+        "Agar a <b va c> d bo'lsa, x<i bo'lsa va i>0",
+        "Matn <!-- izoh boshlandi",
+        "matnda <style> yoki <script> bezakni beradi",
         "\u0600\u0661\u0662\u06dd",  # Arabic number sign, end of ayah: visible format characters
         "👩\u200d🚀 👍🏽",
         "ＡＢＣ，全角。",
@@ -46,6 +50,12 @@ def test_what_spells_words_stays(text: str) -> None:
         ("<p class='x'>Hello <b>wo</b>rld</p><p>again</p>", "Hello world again", ("markup", "whitespace")),
         ("one<br/>two<!-- three -->", "one two", ("markup",)),
         ("<script>var x = 1;</script>text", "text", ("markup",)),
+        ("Bugun <Xalq so'zi> gazetasida <ali@mail.uz><br>", "Bugun <Xalq so'zi> gazetasida <ali@mail.uz>", MARKUP),
+        ("HTML da <title> sahifa nomi, <style> esa <p>bezak", "HTML da sahifa nomi, <style> esa bezak", MARKUP),
+        ("so <input disabled> <a title='x > y' href=z>it</a > <IMG src='a'b'/>ends", "so it ends", MARKUP),
+        ("<STYLE>p {}</STYLE>a<!-- b <!-- c -->d <style> e", "ad <style> e", ("markup",)),
+        ("a<script src=x>if (a <b>c) {}</script>d</style>", "a d", MARKUP),
+        ("<p>?a=1&copy=2 &amp;lt;b&amp;gt;", "?a=1&copy=2", MARKUP),
         ("a &lt; b &amp;&nbsp;c &#x0F0B; &#3851;", "a < b & c ་ ་", ("markup", "whitespace")),
         ("&lt;p&gt;escaped&lt;/p&gt;", "escaped", ("markup", "whitespace")),
         ("https://x.org/?a=1&copy=2", "https://x.org/?a=1&copy=2", ()),

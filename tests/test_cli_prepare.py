@@ -82,6 +82,21 @@ def test_help_shows_both_uses(app: typer.Typer) -> None:
     assert "enc2gen prepare recipe.yaml" in output
 
 
+def test_help_says_the_defaults_and_loses_no_brackets(app: typer.Typer) -> None:
+    output = " ".join(_run(app, "--help").output.replace("│", " ").split())
+    assert "extra ray" in output
+    assert "Documents for dev, in percent; else 2." in output and "Documents for test, in percent; else 2." in output
+
+
+def test_packed_files_that_were_left_out_are_named(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    _corpus(tmp_path / "src")
+    (tmp_path / "src" / "more.txt.zst").write_bytes(b"x")
+    result = _run(app, str(tmp_path / "src"), "--lang", "kk", "-o", str(tmp_path / "out"), "--workers", "1")
+    assert result.exit_code == 0, result.output
+    assert "1 packed file" in result.output and "more.txt.zst" in result.output.replace("\n", "")
+
+
 def test_errors_say_what_to_do(app: typer.Typer, tmp_path: Path) -> None:
     corpus = str(_corpus(tmp_path))
     assert "add --lang" in _error(app, corpus, "-o", "x")
@@ -103,5 +118,7 @@ def test_settings_reach_the_configuration_and_all_errors_are_named() -> None:
         cleaning_config(given, {}, ["min_length"])
     with pytest.raises(ConfigError, match="is no setting"):
         cleaning_config(given, {}, ["language.x=1"])
+    with pytest.raises(ConfigError, match=r"(?s)--set min_length.*'\[' is no value"):
+        cleaning_config(given, {}, ["min_length=["])
     with pytest.raises(ConfigError, match="klingon"):
         cleaning_config(given, {"encoding": "klingon"}, [])

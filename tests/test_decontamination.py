@@ -118,3 +118,64 @@ def test_unicode_forms_of_both_sides_do_not_matter() -> None:
     for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
         index = EvaluationIndex.from_texts([unicodedata.normalize(form, text)])
         assert index.contaminated([unicodedata.normalize(other, text)]) == [True]
+
+
+MIXED = [
+    "これはTokyo Metropolitan UniversityのSmith教授が書いた本です。",
+    "すもももももももものうちだという早口言葉を、子どものころによくくりかえした。",
+    "1984年の映画The Terminatorの監督はJames Cameronである。",
+    "委员会主席James Fitzgerald Kennedy说明了情况。",
+    "カリフォルニアのゴールデンゲートブリッジはとてもうつくしい。",
+]
+
+
+def test_sentences_in_several_scripts_are_found_whatever_most_of_the_passage_is_in() -> None:
+    """The n-grams of a sentence with more Latin letters or kana than Chinese characters are those of its passage."""
+    for around in (PASSAGES["zh"] * 2, "The committee met again in London on the last day of the month. " * 3):
+        passages = EvaluationIndex.from_texts([around + sentence + around for sentence in MIXED])
+        assert passages.contaminated([*MIXED, PASSAGES["kk"]]) == [True] * len(MIXED) + [False]
+        sentences = EvaluationIndex.from_texts(MIXED)
+        assert sentences.contaminated([around + sentence for sentence in MIXED]) == [True] * len(MIXED)
+        assert sentences.contaminated([around]) == [False]
+
+
+def test_of_a_built_in_corpus_all_splits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"train": TEST_SENTENCES["kk"], "dev": TEST_SENTENCES["ug"], "test": TEST_SENTENCES["bo"]}
+
+    def records(languages: list[str], *, split: str, max_per_origin: int) -> list[dict[str, str]]:
+        return [{"target": text} for part, text in texts.items() if split in (part, "all")]
+
+    monkeypatch.setattr("enc2gen.corpora.readers.localisation_records", records)
+    index = EvaluationIndex.from_files([Path("builtin:localisation?languages=kk")])
+    assert index.contaminated(list(TEST_SENTENCES.values())) == [True, True, True, False]
+
+
+def test_of_a_hub_data_set_the_splits_for_evaluation_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = {
+        ("owner/flores", "kaz"): {"dev": TEST_SENTENCES["kk"], "devtest": TEST_SENTENCES["ug"]},
+        ("owner/squad", None): {"train": TEST_SENTENCES["bo"], "validation": TEST_SENTENCES["zh"]},
+        ("owner/corpus", None): {"train": TEST_SENTENCES["bo"]},
+    }
+    monkeypatch.setattr("datasets.get_dataset_split_names", lambda name, config: list(sets[name, config]))
+    monkeypatch.setattr(
+        "enc2gen.corpora.readers.hub_records",
+        lambda name, config, split: iter([{"text": sets[name, config][split]}]),
+    )
+    sentences = list(TEST_SENTENCES.values())
+    for source, expected in (
+        ("hub:owner/flores:kaz", [True, True, False, False]),
+        ("owner/squad", [False, False, False, True]),
+        ("owner/flores:kaz|hub:owner/squad", [True, True, False, True]),
+    ):
+        assert EvaluationIndex.from_files([source]).contaminated(sentences) == expected
+    with pytest.raises(DataError, match=r"no split for evaluation, only train[\s\S]*hub:owner/corpus/FILE"):
+        EvaluationIndex.from_files([Path("hub:owner/corpus")])
+
+
+def test_a_hub_data_set_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(name: str, config: str | None) -> list[str]:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("datasets.get_dataset_split_names", unreachable)
+    with pytest.raises(DataError, match=r"owner/set:kaz[\s\S]*no network[\s\S]*HF_HUB_OFFLINE"):
+        EvaluationIndex.from_files(["owner/set:kaz"])

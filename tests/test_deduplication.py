@@ -65,7 +65,10 @@ def find(
         ("Сәлем, Әлем!", "сәлем  әлем", True), ("བོད་སྐད།", "བོད་སྐད། ", True), ("བོད་སྐད", "བོདསྐད", False),
         ("می\u200cخواهم", "میخواهم", True), ("e\u0301t\u00e9", "\u00e9te\u0301", True), ("我们。", "我们", True),
         ("12 kg", "13 kg", False), ("a+b", "a-b", False), ("...", "!!!", False), ("a\u00a0b\tc\n", "A B C", True),
-        ("", " ", True),
+        ("", " ", True), ("你好，世界！我来了。", "你好世界我来了", True), ("他 用 Python 写", "他用Python写", True),
+        ("今日は、スーパー に行く。", "今日はスーパーに行く", True), ("ผมชอบ กินข้าว", "ผมชอบกินข้าว", True),
+        ("ຂ້ອຍ ມັກ", "ຂ້ອຍມັກ", True), ("ខ្ញុំ ទៅ។ ផ្សារ", "ខ្ញុំទៅផ្សារ", True), ("ကျွန်တော် သွား၊ မည်", "ကျွန်တော်သွားမည်", True),
+        ("၁၊ ၂", "၁၂", False), ("1、2", "12", False), ("A B 中", "AB中", False), ("한국 사람", "한국사람", False),
     ],
 )  # fmt: skip
 def test_what_counts_as_the_same_text(first: str, second: str, same: bool) -> None:
@@ -109,43 +112,32 @@ def test_pairs_far_from_the_threshold_are_decided_as_the_definition_does(tmp_pat
             assert 2 * place + 1 not in dropped
 
 
-def components(links: list[tuple[int, int]]) -> dict[int, int]:
-    """Smallest member of each one's group, by union-find."""
-    parent: dict[int, int] = {}
-
-    def root(x: int) -> int:
-        parent.setdefault(x, x)
-        while parent[x] != x:
-            x = parent[x]
-        return x
-
-    for a, b in links:
-        a, b = sorted((root(a), root(b)))
-        parent[b] = a
-    return {x: root(x) for x in parent}
-
-
-def test_groups_are_the_connected_components(tmp_path: Path) -> None:
-    rng = random.Random(3)
-    chain = rng.sample(range(300), 120)
-    links = list(pairwise(chain)) + [(rng.randrange(300, 900), rng.randrange(300, 900)) for _ in range(400)]
-    links = [(a, b) for a, b in links if a != b]
-    index = DuplicateIndex(tmp_path / "index", CONFIG)
-    index._run("CREATE TABLE links (a BIGINT, b BIGINT)")
-    rows = ", ".join(f"({a}, {b}), ({b}, {a})" for a, b in links)
-    index._run(f"INSERT INTO links SELECT DISTINCT * FROM (VALUES {rows})")
-    index._label_groups()
-    assert dict(index._database.sql("SELECT id, kept FROM groups").fetchall()) == components(links)
-
-
-def test_a_chain_is_one_group_and_exact_copies_follow_it(tmp_path: Path) -> None:
-    rng = random.Random(4)
+def chain_of(rng: random.Random, links: int) -> list[str]:
     chain = [sentence(rng, "kk", 300)]
-    for _ in range(6):
+    for _ in range(links):
         chain.append(edited(chain[-1], 0.015, rng, "kk"))
+    return chain
+
+
+def test_a_line_is_dropped_only_for_a_kept_line_that_it_is_itself_near(tmp_path: Path) -> None:
+    """Each line of the chain is near the one before it; the last one has nothing in common with the first."""
+    texts = chain_of(random.Random(4), 60)
+    assert jaccard(texts[0], texts[-1], 3) < 0.3 and all(jaccard(a, b, 3) > 0.8 for a, b in pairwise(texts))
+    found = find(texts, tmp_path)
+    dropped = {line for line, _, _ in found}
+    assert 0 not in dropped and 30 < len(dropped) < 57
+    errors = 4 * (0.75 * 0.25 / 128) ** 0.5  # four standard errors of the estimate
+    for line, kind, kept in found:
+        assert kind == "near-duplicate" and kept < line and kept not in dropped
+        assert jaccard(texts[line], texts[kept], 3) > 0.75 - errors
+    assert find(texts, tmp_path, batch=7, order=2) == found
+
+
+def test_exact_copies_follow_a_near_duplicate(tmp_path: Path) -> None:
+    chain = chain_of(random.Random(4), 3)
     found = find([*chain, chain[3].upper() + "!"], tmp_path)
-    assert [(line, kept) for line, _, kept in found] == [(i, 0) for i in range(1, 8)]
-    assert [kind for _, kind, _ in found] == ["near-duplicate"] * 6 + ["exact-duplicate"]
+    assert [(line, kept) for line, _, kept in found] == [(i, 0) for i in range(1, 5)]
+    assert [kind for _, kind, _ in found] == ["near-duplicate"] * 3 + ["exact-duplicate"]
 
 
 def test_short_lines_are_only_compared_exactly(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from enc2gen.experiments.grid.records import RunRecord
 from enc2gen.experiments.grid.run import ExperimentRun
 from enc2gen.experiments.recipe import load_recipe
 from enc2gen.experiments.store import Store, link_file
-from enc2gen.training.runtime import locked_folder
+from enc2gen.locking import locked_folder
 from grid_toys import InProcess, definition, stage, write_definition, write_pairs
 
 BUSY = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"

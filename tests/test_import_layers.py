@@ -6,8 +6,8 @@ import ast
 from pathlib import Path
 
 LAYERS = [
-    "errors", "registry", "corpora", "tokenization", "data", "encoders", "llms", "models", "training", "generation",
-    "evaluation", "experiments", "cli",
+    "errors", "registry", "locking", "corpora", "tokenization", "data", "encoders", "llms", "models", "training",
+    "generation", "evaluation", "experiments", "cli",
 ]  # fmt: skip
 SOURCE = Path(__file__).parents[1] / "src" / "enc2gen"
 

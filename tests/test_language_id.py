@@ -68,6 +68,41 @@ def test_arabic_script_kazakh_is_not_uyghur() -> None:
     assert not matches("kk", guess), "without a script, kk is Cyrillic"
 
 
+def test_arabic_script_kazakh_without_a_letter_of_its_own_stays() -> None:
+    """Such a text may be in both; a Uyghur one must not get lost for it, and an Arabic one not become Kazakh."""
+    for text in (
+        "اتوم بارلىق ماتەرييانىڭ نەگىزى بولىپ تابىلادى.",
+        "امازونكا وزەنى جەردەگى ەكىنشى ەڭ ۇزىن جانە ەڭ ۇلكەن وزەن بولىپ تابىلادى.",
+    ):
+        guess = IDENTIFIER.identify([text])[0]
+        assert guess.conclusive and matches("kk-Arab", guess) and matches("ug", guess)
+        assert not matches("ar", guess) and not matches("kk", guess)
+    uyghur = IDENTIFIER.identify([SENTENCES["ug"]])[0]
+    assert matches("ug", uyghur) and not matches("kk-Arab", uyghur)
+
+
+def test_members_that_the_classifier_calls_by_the_name_of_the_whole_are_kept() -> None:
+    cantonese = "香港人口有七百幾萬，係全世界人口密度最高嘅地方之一。"
+    egyptian = "احنا رايحين السوق عشان نجيب حاجات للبيت وبعدين هنرجع ناكل مع بعض."
+    bokmaal = "Alle mennesker er født frie og med samme menneskeverd og menneskerettigheter."
+    guesses = IDENTIFIER.identify([cantonese, egyptian, bokmaal])
+    assert [guess.language for guess in guesses] == ["zh", "ar", "no"] and all(guess.conclusive for guess in guesses)
+    tags = ("yue", "wuu", "zh-Hant", "arz", "ar", "fa", "nn", "nb")
+    assert [[tag for tag in tags if matches(tag, guess)] for guess in guesses] == [
+        ["yue", "wuu", "zh-Hant"], ["arz", "ar"], ["nb"],
+    ]  # fmt: skip
+
+
+def test_a_likely_second_label_counts() -> None:
+    """lid.176 takes many a Nepali sentence for Hindi, with Nepali next."""
+    guess = LanguageGuess("hi", 0.6, "Deva", 80, also=("ne",))
+    assert matches("ne", guess) and matches("npi", guess) and matches("hi", guess) and not matches("mr", guess)
+    texts = _sib("npi_Deva")
+    guesses = IDENTIFIER.identify(texts)
+    assert sum(not matches("ne", guess) for guess in guesses) <= 0.02 * len(texts)
+    assert sum(guess.language != "ne" and guess.conclusive for guess in guesses) > 0.05 * len(texts)
+
+
 def test_a_script_that_the_classifier_does_not_know_stands_for_its_language() -> None:
     guess = IDENTIFIER.identify(["ᠬᠦᠮᠦᠨ ᠪᠦᠷ ᠲᠥᠷᠥᠵᠦ ᠮᠡᠨᠳᠡᠯᠡᠬᠦ ᠡᠷᠬᠡ ᠴᠢᠯᠥᠭᠡ ᠲᠡᠢ"])[0]
     assert (guess.language, guess.script) == ("mn", "Mong")
@@ -198,9 +233,11 @@ def test_labels_of_several_models_are_understood(label: str, expected: tuple[str
 class ManyScripts:
     """A classifier in GlotLID's manner: Chinese by code and Unicode script, more than one script a language."""
 
+    scores = (0.6, 0.3, 0.1, 1.2)
+    names: tuple[str, ...] = ("__label__rus_Cyrl", "__label__cmn_Hani", "__label__kaz_Arab", "__label__spam")
+
     def predict(self, text: str, k: int = 1, threshold: float = 0.0) -> tuple[tuple[str, ...], list[float]]:
-        names = ("__label__rus_Cyrl", "__label__cmn_Hani", "__label__kaz_Arab", "__label__spam")
-        return names, [0.6, 0.3, 0.1, 1.2]
+        return self.names, list(self.scores)
 
 
 def test_only_labels_in_the_script_of_the_text_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +249,16 @@ def test_only_labels_in_the_script_of_the_text_count(monkeypatch: pytest.MonkeyP
     assert (tibetan.language, tibetan.confidence) == ("und", 0.0)
     known = [tag for tag in ("zh", "zh-Hant", "kk-Arab", "kk", "ru", "bo") if identifier.supports(tag)]
     assert known == ["zh", "zh-Hant", "kk-Arab", "ru"]
+
+
+def test_a_second_label_of_a_model_counts_from_30_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fasttext.load_model", lambda path: ManyScripts())
+    monkeypatch.setattr(ManyScripts, "names", ("__label__cmn_Hani", "__label__eng_Latn", "__label__yue_Hant", "x"))
+    for second, expected in ((0.3, ("yue",)), (0.29, ())):
+        monkeypatch.setattr(ManyScripts, "scores", (0.6, 0.31, second, 0.0))
+        guess = FastTextModelIdentifier(BUNDLED).identify([SENTENCES["zh"]])[0]
+        assert (guess.language, guess.also) == ("zh", expected)
+        assert matches("yue", guess) is bool(expected)
 
 
 def test_what_is_wrong_with_a_model_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

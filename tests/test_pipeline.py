@@ -15,6 +15,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -314,7 +315,7 @@ def test_messy_files(tmp_path: Path) -> None:
     assert stats.documents == 5
     assert {record["source"] for split in ("train", "dev", "test") for record in
             PreparedCorpus.open(tmp_path / "out").records(split)} == {
-        "corpus/a.txt", "corpus/b.txt", "corpus/c.txt", "corpus/d.txt.gz", "corpus/long.txt"}  # fmt: skip
+        "a.txt", "b.txt", "c.txt", "d.txt.gz", "long.txt"}  # fmt: skip
 
 
 def test_files_in_another_encoding(tmp_path: Path) -> None:
@@ -504,7 +505,7 @@ def test_links_keep_their_own_names(tmp_path: Path) -> None:
         (tmp_path / "corpus" / language).mkdir(parents=True)
         (tmp_path / "corpus" / language / "part.txt").symlink_to(target)
     found = find_sources([str(tmp_path / "corpus")], ReadingConfig())
-    assert [source.name for source in found] == ["corpus/kk/part.txt", "corpus/ug/part.txt"]
+    assert [source.name for source in found] == ["kk/part.txt", "ug/part.txt"]
 
 
 def test_documents_of_duplicates_alone_take_no_place_in_a_split(tmp_path: Path) -> None:
@@ -527,3 +528,142 @@ def test_a_first_line_that_is_too_long_is_dropped_with_a_byte_order_mark_too(tmp
     config = ReadingConfig()
     lines = list(read_lines(find_sources([str(tmp_path / "a.txt")], config), config))
     assert [(line.problem, line.text[:4]) for line in lines] == [("too-long", "aaaa"), ("", "next")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "བོད་སྐད་ཡིག་ནི་བོད་མི་རིགས་ཀྱི་སྐད་ཡིག་ཡིན།",
+        "ئۇيغۇر تىلى تۈركىي تىللارنىڭ بىرى",
+        "Қазақ тілі түркі тілдерінің бірі",
+        "Шла Саша по шоссе и сосала сушку",
+        "ᠮᠣᠩᠭᠣᠯ ᠬᠡᠯᠡ ᠪᠣᠯ ᠮᠣᠩᠭᠣᠯᠴᠤᠳ ᠤᠨ ᠬᠡᠯᠡ",
+        "中华人民共和国的首都是北京",
+        "ภาษาไทยเป็นภาษาที่มีระดับเสียงของคำแน่นอน",
+        "हिन्दी विश्व की एक प्रमुख भाषा है",
+    ],
+)
+def test_wide_encodings_are_read_in_every_script(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "wide.txt").write_bytes("\n".join([text] * 3).encode(encoding))
+    (tmp_path / "utf-8.txt").write_text("\n".join([text] * 50 + ["a\0b"]), encoding="utf-8")
+    config = ReadingConfig(encoding=encoding)
+    lines = list(read_lines(find_sources([str(tmp_path / "wide.txt"), str(tmp_path / "utf-8.txt")], config), config))
+    assert [(line.text, line.problem) for line in lines] == [(text, "")] * 53 + [("a\0b", "")]
+    with pytest.raises(DataError, match=r"1 of 2 files are not UTF-8: wide.txt"):
+        find_sources([str(tmp_path)], ReadingConfig())
+
+
+def test_half_a_character_costs_its_line_only(tmp_path: Path) -> None:
+    lines = _sentences(12)
+    records = [{"text": text, "page": f"p{number}"} for number, text in enumerate(lines)]
+    records[3]["page"] = "p\ud83d"
+    damaged = [{"text": text, "page": "\ude00"} for text in ("half \ud83d a pair", "<p>half \ud83d a pair</p>")]
+    corpus = _write_jsonl(tmp_path / "corpus.jsonl", damaged + records)
+    config = CleaningConfig(language="bo", reading=ReadingConfig(document_field="page"))
+    stats = prepare_corpus([str(corpus)], tmp_path / "out", config, workers=1, explain=True)
+    assert sorted(_texts(tmp_path / "out")) == sorted(lines)
+    assert {reason: languages.total() for reason, languages in stats.dropped.items()} == {"encoding": 2}
+    opened = PreparedCorpus.open(tmp_path / "out")
+    assert "p?" in {record["document"] for split in opened.splits for record in opened.records(split)}
+    assert (tmp_path / "out" / "dropped" / "encoding.jsonl").read_text(encoding="utf-8").count("half ? a pair") == 2
+
+
+@pytest.mark.parametrize("phase", ["cleaning", "writing"])
+@pytest.mark.parametrize("min_length", [5, 6])
+def test_a_folder_that_a_run_is_filling_is_left_alone(phase: str, min_length: int, tmp_path: Path) -> None:
+    source, output = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("\n".join(_sentences(120)), encoding="utf-8")
+    refused: list[str] = []
+
+    def start_another(step: Progress) -> None:
+        if step.phase == phase and not refused:
+            other = CleaningConfig(language="bo", min_length=min_length)
+            with pytest.raises(OutputError) as caught:
+                prepare_corpus([str(source)], output, other, workers=1, overwrite=min_length == 6)
+            refused.append(str(caught.value))
+
+    prepare_corpus([str(source)], output, CleaningConfig(language="bo"), workers=1, on_progress=start_another)
+    assert f"in use by process {os.getpid()}" in refused[0]
+    assert len(_texts(output)) == sum(PreparedCorpus.open(output).splits.values()) == 120
+    assert not (output / ".work").exists()
+
+
+def test_records_without_a_document_are_documents_of_their_own(tmp_path: Path) -> None:
+    values = [None, float("nan"), "", " ", "page", "page", 7]
+    records = [{"text": text, "url": value} for text, value in zip(_sentences(7), values, strict=True)]
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = ReadingConfig(document_field="url")
+    sources = find_sources([str(corpus)], config)
+    names = [line.document for line in read_lines(sources, config)]
+    assert names == ["c.jsonl#1", "c.jsonl#2", "c.jsonl#3", "c.jsonl#4", "page", "page", "7"]
+    for value, kind in ((["a"], "list"), ({"a": 1}, "dict")):
+        corpus.write_text(json.dumps({"text": "a", "url": value}))
+        with pytest.raises(DataError, match=rf"(?s)'url' holds a {kind}.*c.jsonl, record 1|record 1.*holds a {kind}"):
+            list(read_lines(sources, config))
+
+
+def test_names_depend_on_nothing_but_the_place_in_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("src/a.txt", "src/b/c.txt", "other/a.txt", "third/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def names(*sources: str | Path) -> list[str]:
+        return [source.name for source in find_sources([str(source) for source in sources], ReadingConfig())]
+
+    src, other = tmp_path / "src", tmp_path / "other"
+    assert names(src) == names(f"{src}/") == ["a.txt", "b/c.txt"]
+    assert names(src, tmp_path / "third" / "a.txt", other) == ["a.txt", "b/c.txt", "2/a.txt", "3/a.txt"]
+    assert names(src, src / "a.txt") == ["a.txt", "b/c.txt", "a.txt"]  # the same file is the same document
+    assert names(src / "b" / "c.txt", src) == ["c.txt", "a.txt", "c.txt"]
+    monkeypatch.chdir(src)
+    assert names(".") == names("../src") == ["a.txt", "b/c.txt"]
+    src.rename(tmp_path / "renamed")
+    assert names(tmp_path / "renamed") == ["a.txt", "b/c.txt"]
+
+
+def test_empty_shards_among_others_are_no_error(tmp_path: Path) -> None:
+    empty = {"b.csv": "text,url\n", "c.tsv": "text\turl\n", "d.json": "[]\n", "e.jsonl": "\n"}
+    for name, content in empty.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "f.csv.gz").write_bytes(gzip.compress(b""))
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "g.parquet")
+    config = CleaningConfig(language="bo")
+    with pytest.raises(DataError, match="the sources hold no lines"):
+        prepare_corpus([str(tmp_path)], tmp_path / "out", config, workers=1)
+    (tmp_path / "a.txt").write_text("\n".join(_sentences(9)), encoding="utf-8")
+    assert prepare_corpus([str(tmp_path)], tmp_path / "out", config, workers=1).total_kept == 9
+
+
+def test_the_output_may_lie_in_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(_sentences(120)), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config, output = CleaningConfig(language="bo"), Path("clean")
+
+    def stop(step: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_corpus(["."], output, config, workers=1, on_progress=stop)
+    first = prepare_corpus(["."], output, config, workers=1)
+    assert first.read == 120
+    assert prepare_corpus(["."], output, config, workers=1) == first
+    assert prepare_corpus(["."], output, config, workers=1, overwrite=True).read == 120
+    train = first.splits["train"]
+    assert prepare_corpus([str(output / "train")], Path("again"), config, workers=1).read == train, "named, it is one"
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder, lines = tmp_path / "corpus", _sentences(12)
+    folder.mkdir()
+    try:
+        for number, name in enumerate((b"\xb2\xe2.txt", b"\xb2\xe3.txt")):
+            Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("\n".join(lines[6 * number :][:6]))
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    config = CleaningConfig(language="bo")
+    sources = sorted(map(str, folder.iterdir()))
+    for number, given in enumerate(([str(folder)], sources)):
+        stats = prepare_corpus(given, tmp_path / f"out{number}", config, workers=1, explain=True)
+        assert stats.total_kept == 12 and stats.documents == 2

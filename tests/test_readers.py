@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +20,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enc2gen.corpora.readers import FORMATS, Record, read_records, source_names, source_sides
+from enc2gen.corpora.readers import (
+    FORMATS,
+    Record,
+    read_records,
+    source_files,
+    source_names,
+    source_sides,
+    unread_files,
+)
 from enc2gen.errors import ConfigError, DataError
 
 RECORDS: list[Record] = [
@@ -28,7 +39,8 @@ RECORDS: list[Record] = [
 
 def _write(path: Path, content: str | bytes) -> Path:
     data = content.encode() if isinstance(content, str) else content
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    pack = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+    path.write_bytes(pack(data))
     return path
 
 
@@ -46,6 +58,8 @@ TSV = 'source\ttarget\r\nHello, world\tСәлем\r\na "b"\tئۇيغۇر\u2028\r
         ("a.jsonl", _jsonl(RECORDS)),
         ("a.ndjson", "\n" + _jsonl(RECORDS).rstrip("\n")),
         ("a.JSONL.gz", _jsonl(RECORDS)),
+        ("a.jsonl.xz", _jsonl(RECORDS)),
+        ("a.csv.bz2", CSV),
         ("a.json", json.dumps(RECORDS, indent=2)),
         ("a.json.gz", json.dumps(RECORDS)),
         ("b.json", _jsonl(RECORDS)),
@@ -114,6 +128,7 @@ def test_po_gives_real_translations_only(tmp_path: Path) -> None:
             [("%d file", "one"), ("%d files", "x")],
         ),
         ("nplurals=2; plural=(n != 1);", ["one", ""], [("%d file", "one")]),
+        ("nplurals=2; plural=n/0;", ["one", "many"], [("%d file", "one"), ("%d files", "many")]),
         ("nonsense; plural=import os;", ["one", "many"], [("%d file", "one"), ("%d files", "many")]),
     ],
 )
@@ -251,6 +266,41 @@ def test_truncated_and_foreign_compressed_files(tmp_path: Path) -> None:
     assert f"after line {len(seen)}" in str(caught.value)
     with pytest.raises(DataError, match="truncated or damaged: Not a gzipped file"):
         list(read_records(foreign))
+
+
+@pytest.mark.parametrize(("suffix", "command"), [("xz", "xz"), ("bz2", "bzip2")])
+def test_other_compressed_files_that_are_damaged(suffix: str, command: str, tmp_path: Path) -> None:
+    path = _write(tmp_path / f"a.jsonl.{suffix}", os.urandom(5000).hex())
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=rf"(?s)truncated or damaged.*`{command} -t"):
+        list(read_records(path))
+    path.write_bytes(b'{"n": 1}\n')
+    with pytest.raises(DataError, match=rf"(?s)truncated or damaged.*`{command} -t"):
+        list(read_records(path))
+
+
+def test_a_folder_is_what_lies_in_it_and_what_is_linked_to_but_nothing_hidden(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for name in ("b/one.txt", ".ipynb_checkpoints/b.txt", "old.zip", "b/c.txt.zst", "d.tar.gz", "a.pdf", "wiki.xz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "two.txt").write_text("x")
+    for link, target in {"a": folder / "b", "linked": elsewhere, "b/loop": folder}.items():
+        (folder / link).symlink_to(target)
+    (elsewhere / "back").symlink_to(folder)
+
+    def names(files: list[Path]) -> list[str]:
+        return [file.relative_to(folder).as_posix() for file in files]
+
+    assert names(source_files(folder)) == ["b/one.txt", "linked/deep/two.txt"]
+    assert names(source_files(folder, leave_out=folder / "b")) == ["linked/deep/two.txt"]
+    assert names(unread_files(folder)) == ["b/c.txt.zst", "d.tar.gz", "old.zip", "wiki.xz"]
+    assert unread_files(folder / "old.zip") == []
+    with pytest.raises(DataError, match=r"(?s)packed as .zst.*unpack it first"):
+        read_records(folder / "b" / "c.txt.zst", format="text")
+    with pytest.raises(DataError, match=r"unpack c.txt.zst"):
+        source_files(folder / "b", "csv")
 
 
 def test_truncated_parquet(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_foreign_output_folder_is_refused_and_left_alone(tmp_path: Path, content
 
 
 def test_output_folder_in_use_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    from enc2gen.training.runtime import locked_folder
+    from enc2gen.locking import locked_folder
 
     run = Run(load(tmp_path, content), console())
     with locked_folder(tmp_path / "run"), pytest.raises(OutputError, match="in use"):

@@ -24,11 +24,9 @@ from transformers import (
 
 from enc2gen.data.batching import Batch, EncodedExample, collate
 from enc2gen.errors import ConfigError, DataError, OutputError, TrainingError
+from enc2gen.locking import locked_folder
 from enc2gen.training import Callback, StepMetrics, Trainer, TrainingResult
-from enc2gen.training.runtime import (
-    locked_folder,
-    resolve_precision,
-)
+from enc2gen.training.runtime import resolve_precision
 from training_toys import (
     VOCABULARY,
     SignalAt,

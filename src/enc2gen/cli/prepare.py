@@ -14,12 +14,14 @@ from enc2gen.errors import ConfigError
 if TYPE_CHECKING:
     from enc2gen.corpora.cleaning import CleaningConfig
 
+_SHOWN_FILES = 5  # our choice: enough to know which ones are meant
 _CORPUS, _RECIPE = "To clean a corpus", "To prepare a recipe"
 
 Sources = Annotated[
     list[str],
     typer.Argument(
-        help="Files or folders (txt, jsonl, json, csv, tsv, po, also .gz; parquet), hub:NAME; or one recipe, .yaml.",
+        help="Files or folders (txt, jsonl, json, csv, tsv, po, also .gz, .xz, .bz2; parquet), hub:NAME; or one "
+        "recipe, .yaml.",
         show_default=False,
     ),
 ]
@@ -59,13 +61,18 @@ Against = Annotated[
         "--against", help="Evaluation file; lines that are in it are dropped. Repeatable.", rich_help_panel=_CORPUS
     ),
 ]
-DevPercent = Annotated[float | None, typer.Option("--dev-percent", help="Documents for dev.", rich_help_panel=_CORPUS)]
+DevPercent = Annotated[
+    float | None, typer.Option("--dev-percent", help="Documents for dev, in percent; else 2.", rich_help_panel=_CORPUS)
+]
 TestPercent = Annotated[
-    float | None, typer.Option("--test-percent", help="Documents for test.", rich_help_panel=_CORPUS)
+    float | None,
+    typer.Option("--test-percent", help="Documents for test, in percent; else 2.", rich_help_panel=_CORPUS),
 ]
 EngineName = Annotated[
     str | None,
-    typer.Option("--engine", help="local (processes) or ray (a cluster; enc2gen[ray]).", rich_help_panel=_CORPUS),
+    typer.Option(
+        "--engine", help="local (processes) or ray (a cluster; needs the extra ray).", rich_help_panel=_CORPUS
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes; else all cores.", rich_help_panel=_CORPUS)
@@ -181,7 +188,14 @@ def cleaning_config(cleaning: dict[str, Any], reading: dict[str, Any], settings:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"{path!r} is no setting", where="--set", remedy="a part of it is a single value")
-        target[name] = yaml.safe_load(text)
+        try:
+            target[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"{text!r} is no value: {getattr(error, 'problem', None) or error}",
+                where=f"--set {path}",
+                remedy="write a value as in YAML: 5, 0.5, false, [a.txt, b.txt], or text in quotation marks",
+            ) from error
     if "language" not in values:
         raise ConfigError(
             "no language", where="prepare", remedy="add --lang with the language of the texts, such as bo"
@@ -214,6 +228,7 @@ def _prepare(
     from enc2gen.corpora.cleaning import DROP_REASONS
     from enc2gen.corpora.cleaning_report import print_cleaning_report
     from enc2gen.corpora.pipeline import prepare_corpus, remarks
+    from enc2gen.corpora.readers import unread_files
 
     console = Console()
     with cleaning_progress(Console(stderr=True)) as on_progress:
@@ -228,9 +243,17 @@ def _prepare(
             on_progress=on_progress,
         )
     print_cleaning_report(stats, console, DROP_REASONS)
-    for remark in remarks(stats, config):
+    unread = [file for source in sources for file in unread_files(Path(source))]
+    for remark in [*remarks(stats, config), *_on_unread(unread)]:
         console.print(f"note: {remark}", highlight=False, markup=False)
     lines = [f"Corpus in {output}; what was dropped, with examples, in {output / 'report.html'}."]
     if explain:
         lines.append(f"Every dropped line in {output / 'dropped'}.")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _on_unread(files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    shown = ", ".join(map(str, files[:_SHOWN_FILES])) + (" ..." if len(files) > _SHOWN_FILES else "")
+    return [f"{len(files):,} packed files are not read (only single files in .gz, .xz or .bz2 are): unpack {shown}"]

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import polib
 
+_COUNTS = (1, 5)
+"""For which n the forms of singular and plural are taken (our choice, see `catalogue_entries`)."""
+
 
 class CatalogueEntry(NamedTuple):
     """One translation: source text, target text, and the context that tells equal sources apart ("" if
@@ -42,7 +45,7 @@ def catalogue_entries(
                 yield CatalogueEntry(entry.msgid, entry.msgstr, context)
             continue
         forms = {int(index): text for index, text in entry.msgstr_plural.items() if text}
-        for source, count in ((entry.msgid, 1), (entry.msgid_plural, 5)):
+        for source, count in zip((entry.msgid, entry.msgid_plural), _COUNTS, strict=True):
             target = forms.get(form_for(count))
             if target:
                 yield CatalogueEntry(source, target, context)
@@ -53,7 +56,10 @@ def _plural_rule(header: str) -> Callable[[int], int]:
     match = re.search(r"plural\s*=\s*([^;]+)", header)
     if match:
         try:
-            return gettext.c2py(match.group(1))
-        except ValueError:
-            pass  # a header that cannot be parsed says nothing; fall back as msgfmt's users do
+            rule = gettext.c2py(match.group(1))
+            for count in _COUNTS:
+                rule(count)
+            return rule
+        except (ValueError, ZeroDivisionError):
+            pass  # a header that cannot be parsed or computed says nothing; fall back as msgfmt's users do
     return lambda count: int(count != 1)

@@ -145,16 +145,26 @@ _WHITESPACE = re.compile("[\t-\r\x1c-\x1f \x85\xa0\u1680\u2000-\u200a\u2028\u202
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # A "<" counts as markup only before the name of an HTML element: "a <b" and "<unk>" are text.
 _BLOCKS = (
-    "address|article|aside|blockquote|body|br|caption|center|dd|details|div|dl|dt|fieldset|figcaption|figure|footer|"
-    "form|h[1-6]|head|header|hr|html|iframe|legend|li|main|nav|noscript|object|ol|option|p|pre|script|section|select|"
-    "style|summary|table|tbody|td|template|textarea|tfoot|th|thead|title|tr|ul"
+    "address|article|aside|blockquote|body|br|caption|center|col|colgroup|dd|details|div|dl|dt|fieldset|figcaption|"
+    "figure|footer|form|h[1-6]|head|header|hr|html|iframe|legend|li|main|nav|noscript|object|ol|optgroup|option|p|pre|"
+    "script|section|select|style|summary|table|tbody|td|template|textarea|tfoot|th|thead|title|tr|ul"
 )
 _INLINE = (
-    "a|abbr|acronym|b|big|button|cite|code|del|dfn|em|font|i|img|input|ins|kbd|label|link|mark|meta|q|rp|rt|ruby|s|"
-    "samp|small|source|span|strike|strong|sub|sup|svg|tt|u|var|video|wbr"
+    "a|abbr|acronym|audio|b|bdi|bdo|big|button|canvas|cite|code|del|dfn|em|embed|font|i|img|input|ins|kbd|label|link|"
+    "mark|meta|nobr|o:p|param|q|rp|rt|ruby|s|samp|small|source|span|strike|strong|sub|sup|svg|tt|u|var|video|wbr"
 )
-_TAG = re.compile(rf"</?(?:{_BLOCKS}|{_INLINE})(?:\s[^<>]*)?/?>|<!--|<!doctype\s[^<>]*>|<\?xml\s", re.IGNORECASE)
-_BLOCK_TAG = re.compile(rf"(?=</?(?:{_BLOCKS})(?:\s[^<>]*)?/?>)", re.IGNORECASE)
+# After the name comes the end, or an attribute: <b> and <b class=x> are markup, "<b va c>" is text. A ">" within
+# quotation marks does not end a tag; where the marks make no sense, the first one does.
+_FLAGS = "async|checked|clear|compact|controls|defer|disabled|hidden|ismap|multiple|noshade|nowrap|readonly|selected"
+_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s"'<>]+)"""
+_ATTRIBUTES = rf"(?:(?:\s+[\w:.@-]+\s*=\s*{_VALUE})+\s*|\s+(?:[\w:.@-]+\s*=|(?:{_FLAGS})(?=[\s/>]))[^<>]*)"
+_TAG = re.compile(
+    rf"</?(?:(?P<block>{_BLOCKS})|{_INLINE})(?:\s*|{_ATTRIBUTES})/?>|(?P<comment><!--)|<!doctype\s[^<>]*>|<\?xml\s[^<>]*>",
+    re.IGNORECASE,
+)
+# What hides the text after it counts only if it ends in the line: else it is named in a text, or the line was cut.
+_HIDING = frozenset(("head", "noscript", "script", "style", "template"))
+_HIDING_ENDS = re.compile(rf"</({'|'.join(sorted(_HIDING))})\s*>|(-->)", re.IGNORECASE)
 
 
 def clean_text(text: str, config: CleaningConfig) -> str:
@@ -191,14 +201,31 @@ def _without_markup(text: str) -> str:
 
 
 def _text_of_html(html: str) -> str:
-    from selectolax.lexbor import LexborHTMLParser
-
-    # A line without text but with block elements stays apart: "<p>a</p><p>b</p>" is "a b", "<b>a</b>b" is "ab".
-    tree = LexborHTMLParser(_BLOCK_TAG.sub(" ", html).replace("\0", ""))
-    for unwanted in ("script", "style", "template", "noscript", "head"):
-        for node in tree.css(unwanted):
-            node.decompose()
-    return tree.body.text(separator="") if tree.body is not None else ""
+    # No parser of HTML, which would take "<Xalq so'zi>" for an element, and all text after an open <style> for its
+    # content: here nothing is left out but tags that are known, and what is hidden from their readers.
+    ends: dict[str, list[int]] = {}  # of what hides -> where; the first one last
+    for end in _HIDING_ENDS.finditer(html):
+        ends.setdefault((end[1] or end[2]).lower(), []).append(end.end())
+    for positions in ends.values():
+        positions.reverse()
+    parts, done, search = [], 0, 0
+    while tag := _TAG.search(html, search):
+        search = tag.end()
+        block = (tag["block"] or "").lower()
+        hiding = "-->" if tag["comment"] else block if block in _HIDING and html[tag.start() + 1] != "/" else ""
+        if hiding:
+            following = ends.get(hiding, [])
+            while following and following[-1] < search:
+                following.pop()
+            if not following:
+                continue
+            search = following.pop()
+        parts.append(html[done : tag.start()])
+        # A line without text but with block elements stays apart: "<p>a</p><p>b</p>" is "a b", "<b>a</b>b" is "ab".
+        if block and tag.start() > 0:
+            parts.append(" ")
+        done = search
+    return "".join([*parts, html[done:]])
 
 
 def _repaired(text: str) -> str:

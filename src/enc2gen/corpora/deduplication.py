@@ -12,8 +12,10 @@ spills to disk. The result depends on the lines alone, not on their batches, pro
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import unicodedata
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -34,6 +36,12 @@ __all__ = ["DuplicateIndex", "MinHasher", "NearDuplicateConfig", "duplicate_form
 
 _SEPARATORS = regex.compile(r"[\p{P}\p{Z}\p{Cc}]+")
 _INVISIBLE = regex.compile(r"\p{Cf}+")
+# Letters of scripts that do without spaces between words, where both spaces and commas are a matter of taste.
+_UNSPACED = r"(?V1)[[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]&&[\p{L}\p{M}]]"
+_BESIDE_UNSPACED = regex.compile(f" (?={_UNSPACED})|(?<={_UNSPACED}) ")
+_MAY_BE_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\U0003ffff]"
+)  # blocks of these: quick to ask
 _HAN = regex.compile(r"\p{Han}")
 _SAMPLE_CHARACTERS = 200  # our choice: enough to tell the script of a line
 _CANDIDATE_RECALL = 0.95  # our choice: pairs at the threshold that LSH must find; verification removes the rest
@@ -47,11 +55,14 @@ _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Fibonacci hashing (Knuth, vol.
 def duplicate_form(text: str) -> str:
     """Return what counts when lines are compared: case-folded, punctuation and spaces one space, no invisible signs.
 
-    A Tibetan tsheg is punctuation and so separates syllables. Text of nothing but punctuation is only stripped.
+    Beside a letter of Chinese, Japanese, Thai, Lao, Khmer or Burmese, punctuation and spaces count for nothing. A
+    Tibetan tsheg is punctuation and so separates syllables. Text of nothing but punctuation is only stripped.
     """
     folded = unicodedata.normalize("NFC", text.casefold())
     visible = folded if folded.isprintable() else _INVISIBLE.sub("", folded)
     form = _SEPARATORS.sub(" ", visible).strip()
+    if _MAY_BE_UNSPACED.search(form):
+        form = _BESIDE_UNSPACED.sub("", form)
     return form or text.strip()
 
 
@@ -244,8 +255,9 @@ class DuplicateIndex:
     def duplicates(self) -> Iterator[tuple[int, str, int]]:
         """Yield (id, "exact-duplicate" or "near-duplicate", id of the line that is kept) by ascending id.
 
-        Lines that are linked by a chain of near-duplicates are one group. The earliest line of a group is kept. They
-        are looked for at the first call, after which no line can be added.
+        A line is dropped only for an earlier line that is kept and that it is a near-duplicate of itself: a chain of
+        small changes does not take its far end along. They are looked for at the first call, after which no line can
+        be added.
 
         Raises:
             OutputError: the disk is full.
@@ -254,14 +266,14 @@ class DuplicateIndex:
             if not self._found:
                 self._find_exact()
                 self._find_near()
-                self._label_groups()
+                self._choose_kept()
                 self._found = True
             reader = (
                 self._database.cursor()
                 .sql(
                     """SELECT exact.id, 'exact-duplicate', coalesce(groups.kept, exact.kept)
                        FROM exact LEFT JOIN groups ON groups.id = exact.kept
-                       UNION ALL SELECT id, 'near-duplicate', kept FROM groups WHERE kept < id ORDER BY 1"""
+                       UNION ALL SELECT id, 'near-duplicate', kept FROM groups ORDER BY 1"""
                 )
                 .to_arrow_reader(_FETCHED_ROWS)
             )
@@ -282,7 +294,7 @@ class DuplicateIndex:
         self._run("DELETE FROM lines USING exact WHERE lines.id = exact.id")
 
     def _find_near(self) -> None:
-        """Table `links`: pairs of near-duplicates, in both directions."""
+        """Table `links`: earlier, later: pairs of near-duplicates."""
         self._run("CREATE TABLE pairs (earlier BIGINT, later BIGINT)")
         found: list[pa.Table] = []
         for band in self._bands:
@@ -303,16 +315,11 @@ class DuplicateIndex:
                     found = []
         if found:
             self._insert("pairs", pa.concat_tables(found))
-        self._run(
-            "CREATE TABLE links AS SELECT earlier AS a, later AS b FROM pairs UNION SELECT later, earlier FROM pairs"
-        )
+        self._run("CREATE TABLE links AS SELECT DISTINCT earlier, later FROM pairs")
 
     def _verified(self, rows: pa.RecordBatchReader) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the pairs of a bucket whose estimated similarity reaches the threshold: ids, ids."""
-        permutations = self.config.permutations
-        # b-bit MinHash, arXiv 0910.3349, section 2: values agree by chance at a rate of 2^-b.
-        chance = 2.0**-_HASH_BITS
-        needed = (self.config.threshold * (1 - chance) + chance) * permutations
+        permutations, needed = self.config.permutations, self._needed
         ids, buckets = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
         signatures = np.zeros((0, permutations), dtype=np.uint8)
         for batch in rows:
@@ -330,23 +337,44 @@ class DuplicateIndex:
                     yield ids[later - distance], ids[later]
             ids, buckets, signatures = ids[-_WINDOW:], buckets[-_WINDOW:], signatures[-_WINDOW:]
 
-    def _label_groups(self) -> None:
-        """Table `groups`: id, kept. Smallest labels spread along the links, in jumps that double, until none moves."""
-        self._run("CREATE TABLE groups AS SELECT a AS id, least(a, min(b)) AS kept FROM links GROUP BY a")
-        moved = True
-        while moved:
-            self._run(
-                """CREATE OR REPLACE TABLE next AS
-                   SELECT mine.id, least(mine.kept, min(near.kept), min(jump.kept)) AS kept
-                   FROM groups AS mine JOIN links ON links.a = mine.id
-                   JOIN groups AS near ON near.id = links.b JOIN groups AS jump ON jump.id = mine.kept
-                   GROUP BY mine.id, mine.kept"""
-            )
-            moved = self._database.sql(
-                "SELECT count(*) FROM next JOIN groups USING (id) WHERE next.kept < groups.kept"
-            ).fetchall() != [(0,)]
-            self._run("DROP TABLE groups")
-            self._run("ALTER TABLE next RENAME TO groups")
+    @cached_property
+    def _needed(self) -> float:
+        """How many values of two signatures must agree. b-bit MinHash: 2^-b do by chance (0910.3349, section 2)."""
+        chance = 2.0**-_HASH_BITS
+        return (self.config.threshold * (1 - chance) + chance) * self.config.permutations
+
+    def _choose_kept(self) -> None:
+        """Table `groups`: id, kept: the lines to drop, by ascending id, and the earlier line that stays for each.
+
+        As a bucket is searched only a window back, a line is also compared with what its dropped neighbours were
+        dropped for: else one line in each window of many copies would stay.
+        """
+        self._run("CREATE TABLE groups (id BIGINT, kept BIGINT)")
+        found = "SELECT earlier AS id FROM links UNION SELECT later FROM links"
+        ids = self._database.sql(f"SELECT id FROM ({found}) ORDER BY id").fetchnumpy()["id"]
+        if not len(ids):
+            return
+        path = self._folder / "signatures"  # 128 bytes a linked line: too many for the memory
+        query = f"SELECT signature FROM lines SEMI JOIN ({found}) AS found USING (id) ORDER BY id"
+        with path.open("wb") as file:
+            for batch in self._database.sql(query).to_arrow_reader(_FETCHED_ROWS):
+                file.write(b"".join(batch.column(0).to_pylist()))
+        signatures = np.memmap(path, dtype=np.uint8, mode="r", shape=(len(ids), self.config.permutations))
+        kept, refused = array("q", range(len(ids))), (-1, -1)
+        links = self._database.sql("SELECT later, earlier FROM links ORDER BY later, earlier")
+        for batch in links.to_arrow_reader(_FETCHED_ROWS):
+            places = [np.searchsorted(ids, column.to_numpy(zero_copy_only=False)).tolist() for column in batch.columns]
+            for line, earlier in zip(*places, strict=True):
+                stays = kept[earlier]
+                if kept[line] != line or (line, stays) == refused:
+                    continue
+                if stays == earlier or (signatures[line] == signatures[stays]).sum() >= self._needed:
+                    kept[line] = stays
+                else:
+                    refused = line, stays
+        chosen = np.frombuffer(kept, dtype=np.int64)
+        dropped = np.flatnonzero(chosen != np.arange(len(ids)))
+        self._insert("groups", pa.table({"id": ids[dropped], "kept": ids[chosen[dropped]]}))
 
     def _insert(self, name: str, rows: pa.Table) -> None:
         with self._errors():

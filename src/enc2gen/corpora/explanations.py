@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from enc2gen.corpora.text_values import well_formed
+
 _POSITION = struct.Struct("<qq")  # number of the source, line in it
 
 
@@ -19,8 +21,7 @@ def explanation(
     record = {"reason": reason, "source": source, "line": line, "document": document, "detail": detail}
     if kept is not None:
         record["kept"] = dict(kept)
-    # Half of a surrogate pair cannot be written as UTF-8.
-    record["text"] = text.encode("utf-8", "replace").decode("utf-8")
+    record["text"] = well_formed(text)
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 

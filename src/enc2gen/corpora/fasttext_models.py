@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 import langcodes
 from langcodes.tag_parser import LanguageTagError
 
-from enc2gen.corpora.language_id import WIKIPEDIA_CODES, LanguageGuess, classifiable, same_language
+from enc2gen.corpora.language_id import (
+    SECOND_CONFIDENCE,
+    WIKIPEDIA_CODES,
+    LanguageGuess,
+    classifiable,
+    may_have_second,
+    same_language,
+)
 from enc2gen.corpora.languages import default_script, dominant_script, normalise_language, script_matches
 from enc2gen.errors import DataError
 
@@ -117,11 +124,16 @@ class FastTextModelIdentifier:
         if script is None:
             return LanguageGuess("und", 0.0, None, letters)
         names, scores = self._model.predict(text, k=_LABELS_ASKED)
-        for name, score in zip(names, scores, strict=True):
-            label = self._labels.get(name)
-            if label is not None and script_matches(script, label.script):
-                return LanguageGuess(label.language, min(float(score), 1.0), script, letters)
-        return LanguageGuess("und", 0.0, script, letters)
+        fitting = [
+            (label.language, min(float(score), 1.0))
+            for name, score in zip(names, scores, strict=True)
+            if (label := self._labels.get(name)) is not None and script_matches(script, label.script)
+        ]
+        if not fitting:
+            return LanguageGuess("und", 0.0, script, letters)
+        language, confidence = fitting[0]
+        also = tuple(other for other, score in fitting[1:2] if score >= SECOND_CONFIDENCE)
+        return LanguageGuess(language, confidence, script, letters, also if may_have_second(confidence) else ())
 
 
 def _parsed(name: str) -> _Label | None:

@@ -7,9 +7,11 @@ JSON arrays, the file.
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,7 +33,20 @@ EXTENSIONS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
     ".parquet": "parquet", ".txt": "text", ".po": "po",
 }  # fmt: skip
-"""File name extension -> format; all but .parquet may be followed by .gz."""
+"""File name extension -> format; all but .parquet may be followed by one of `PACKED`."""
+
+PACKED: dict[str, tuple[Callable[[Path, str], Any], str]] = {
+    ".gz": (gzip.open, "gzip"), ".xz": (lzma.open, "xz"), ".bz2": (bz2.open, "bzip2"),
+}  # fmt: skip
+"""Extension of a compressed file -> what opens it, and the command that tests and unpacks it."""
+
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)
+"""What the readers of compressed files raise; an `OSError` only where it has no `errno` (see `damaged`)."""
+
+
+class NoRecordsError(DataError):
+    """A file is whole, and there is no record in it."""
+
 
 _MAX_FIELD = 16 * 2**20  # our choice: a longer CSV field means a quotation mark that is never closed
 _PO_LINE = re.compile(
@@ -43,14 +58,28 @@ _BYTE_ORDER_MARKS = {
 }  # fmt: skip
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file for reading what is in it, unpacked if its extension is in `PACKED`."""
+    packed = PACKED.get(path.suffix.lower())
+    return cast(IO[bytes], packed[0](path, "rb")) if packed else path.open("rb")
+
+
+def damaged(error: BaseException, path: Path, line: int) -> Exception:
+    """What to raise for one of `DAMAGED` after `line` lines: a `DataError`; the error itself if the disk did it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    command = PACKED.get(path.suffix.lower(), (None, "gzip"))[1]
+    return DataError(
+        f"the compressed file is truncated or damaged: {error}",
+        where=f"{path}, after line {line}",
+        remedy=f"copy or download it again; `{command} -t {path}` must succeed",
+    )
 
 
 def text_lines(path: Path) -> Iterator[str]:
     r"""Yield the lines of a UTF-8 file with their ends. Only "\n" ends one: texts hold U+2028 too."""
     offset = 0
-    with _open(path) as file:
+    with open_bytes(path) as file:
         for number, raw in enumerate(_raw_lines(path, file), 1):
             if number == 1:
                 _check_mark(path, raw)
@@ -67,7 +96,9 @@ def text_lines(path: Path) -> Iterator[str]:
             offset += len(raw)
             yield line.removeprefix("\ufeff") if number == 1 else line
     if offset == 0:
-        raise DataError("the file is empty", where=str(path), remedy="check that it was written or copied completely")
+        raise NoRecordsError(
+            "the file is empty", where=str(path), remedy="check that it was written or copied completely"
+        )
 
 
 def _raw_lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
@@ -75,12 +106,8 @@ def _raw_lines(path: Path, file: IO[bytes]) -> Iterator[bytes]:
     try:
         for number, raw in enumerate(file, 1):  # noqa: B007 - the number is wanted after the loop
             yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"the compressed file is truncated or damaged: {error}",
-            where=f"{path}, after line {number}",
-            remedy=f"copy or download it again; `gzip -t {path}` must succeed",
-        ) from error
+    except DAMAGED as error:
+        raise damaged(error, path, number) from error
 
 
 def _check_mark(path: Path, start: bytes) -> None:
@@ -103,8 +130,10 @@ def _not_utf8(path: Path, line: int, offset: int, byte: int) -> DataError:
 
 
 def _iconv(path: Path, encoding: str) -> str:
-    if path.suffix.lower() == ".gz":
-        return f"gzip -dc {path} | iconv -f {encoding} -t UTF-8 | gzip > {path.with_suffix('')}.utf8.gz"
+    if packed := PACKED.get(path.suffix.lower()):
+        command = packed[1]
+        unpacked = f"{path.with_suffix('')}.utf8{path.suffix}"
+        return f"{command} -dc {path} | iconv -f {encoding} -t UTF-8 | {command} > {unpacked}"
     return f"iconv -f {encoding} -t UTF-8 {path} > {path.with_suffix('')}.utf8{path.suffix}"
 
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import gzip
 import io
 import json
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from enc2gen.corpora.formats import DAMAGED, NoRecordsError, damaged, open_bytes
 from enc2gen.corpora.readers import EXTENSIONS, known_extension, read_records, source_files
-from enc2gen.corpora.text_values import as_text
+from enc2gen.corpora.text_values import as_text, well_formed
 from enc2gen.errors import DataError
 
 MAX_LINE_BYTES = 2**20
@@ -34,7 +34,11 @@ MAX_BLOCK_LINES = 100
 MANY_FILES = 20
 """From how many text files on each is one document by default, and the longest block otherwise (our choice)."""
 _SAMPLE_BYTES = 64 * 2**10  # our choice: enough lines to tell in which encoding a file is
-_NUL_SHARE = 0.1  # our choice: UTF-16 text without a mark has more, UTF-8 text none
+# Our choice: text in UTF-16 or UTF-32 has more such bytes. A space or line end holds a NUL; in scripts up to U+1FFF
+# half of all bytes are controls but for Devanagari, Gurmukhi and Malayalam, which have many spaces; in Han text and
+# others, bytes from 0x80 on do not make up characters of UTF-8.
+_STRAY_SHARE = 0.02
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b"))
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -78,7 +82,7 @@ class Line(NamedTuple):
     Attributes:
         text: without its end; of a line that could not be read, what can be shown of it.
         document: name of the document it belongs to.
-        source: file or data set, relative to the sources' common folder.
+        source: file, relative to the folder that was given, or data set.
         number: of the line in a text file, of the record in a structured one, from 1.
         problem: "encoding" or "too-long" if it could not be read, else "".
     """
@@ -104,26 +108,34 @@ class Source(NamedTuple):
     kind: str
 
 
-def find_sources(sources: Sequence[str], config: ReadingConfig) -> list[Source]:
+def find_sources(sources: Sequence[str], config: ReadingConfig, *, output: Path | None = None) -> list[Source]:
     """Return the files behind the sources in reading order; folders are listed, empty files left out.
 
-    Names are relative to the common folder of all sources, so that they are the same on every machine.
+    A file is named relative to the folder that was given, or, given itself, by its own name: the split, which hangs on
+    names, is the same wherever the folder lies, whatever it is called, and whatever else is read with it. Only where
+    two files would have one name, the later one gets a number in front.
+
+    Args:
+        output: a folder in which nothing is a source; it may lie in one.
 
     Raises:
         DataError: a source is not there, or files are in another encoding than UTF-8 and `encoding` is not given.
     """
-    # Links keep their own names: what they point at, as in a cache of the Hub, may be named by hashes, or alike.
-    folders = [os.path.dirname(os.path.abspath(source)) for source in sources if _is_path(source)]
-    common = os.path.commonpath(folders) if folders else ""
+    names: dict[str, str] = {}  # of files by their full paths: a file that is given twice is the same document
+    taken: set[str] = set()
     found: list[Source] = []
     for source in sources:
         if not _is_path(source):
             read_records(source, split=config.split)  # complains about what is neither a file nor a data set
             found.append(Source(source, None, "records"))
             continue
-        for path in source_files(Path(source), config.format):
+        given = Path(source)
+        # Links keep their own names: what they point at, as in a cache of the Hub, may be named by hashes, or alike.
+        for path in source_files(given, config.format, leave_out=output):
             if path.stat().st_size:
-                name = Path(os.path.abspath(path)).relative_to(common).as_posix()
+                inside = path.relative_to(given).as_posix() if path != given else path.name
+                name = names.setdefault(os.path.abspath(path), _free_name(_readable(inside), taken))
+                taken.add(name)
                 found.append(Source(name, path, config.format or EXTENSIONS.get(known_extension(path), "records")))
     if not found:
         raise DataError(
@@ -131,6 +143,16 @@ def find_sources(sources: Sequence[str], config: ReadingConfig) -> list[Source]:
         )
     _check_encodings(found, config)
     return found
+
+
+def _readable(name: str) -> str:
+    """The name as it can be written: old archives hold names that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    numbered = (f"{number}/{name}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _is_path(source: str) -> bool:
@@ -156,13 +178,13 @@ def _check_encodings(sources: Sequence[Source], config: ReadingConfig) -> None:
 
 def _is_foreign(path: Path) -> bool:
     try:
-        with _opened(path) as file:
+        with open_bytes(path) as file:
             start = file.read(_SAMPLE_BYTES)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return False  # damaged, as the reader will say
+    except DAMAGED:
+        return False  # as the reader will say
     if _mark(start):
         return False
-    if start.count(0) > _NUL_SHARE * len(start):
+    if _controls(start) > _STRAY_SHARE * len(start):
         return True
     lines = start.split(b"\n")
     if len(start) == _SAMPLE_BYTES:  # the last line is cut off, perhaps inside a character
@@ -171,12 +193,18 @@ def _is_foreign(path: Path) -> bool:
     return 2 * sum(_decoded(line, None)[1] != "" for line in beyond_ascii) > len(beyond_ascii)
 
 
+def _controls(start: bytes) -> int:
+    return len(start) - len(start.translate(None, _CONTROLS))
+
+
+def _is_utf8(start: bytes) -> bool:
+    """Whether nearly all of it is text in UTF-8."""
+    broken = start.decode("utf-8", "replace").count("\ufffd") - start.count("\ufffd".encode())
+    return _controls(start) + broken <= _STRAY_SHARE * len(start)
+
+
 def _mark(start: bytes) -> str | None:
     return next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), None)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _decoded(raw: bytes, fallback: str | None) -> tuple[str, str]:
@@ -231,32 +259,30 @@ def _text_lines(source: Source, documents: str, config: ReadingConfig) -> Iterat
 def _physical_lines(path: Path, limit: int, fallback: str | None) -> Iterator[tuple[str, str]]:
     """Yield lines without their ends, and their problem ("" for none); of no line more than `limit` bytes are held."""
     number = 0
-    with closing(_opened(path)) as file:
+    with closing(open_bytes(path)) as file:
         try:
             wide = _wide_encoding(path, fallback)
             if wide is not None:
                 lines: Iterator[tuple[str, str]] = _wide_lines(file, wide, limit)
-            else:
-                lines = _byte_lines(file, limit, fallback)
+            else:  # single lines of a file cannot be in an encoding that ends lines otherwise
+                lines = _byte_lines(file, limit, None if _is_wide(fallback) else fallback)
             for number, line in enumerate(lines, 1):  # noqa: B007 - the number is wanted after the loop
                 yield line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"the compressed file is truncated or damaged: {error}",
-                where=f"{path}, after line {number}",
-                remedy=f"copy or download it again; `gzip -t {path}` must succeed",
-            ) from error
+        except DAMAGED as error:
+            raise damaged(error, path, number) from error
 
 
 def _wide_encoding(path: Path, fallback: str | None) -> str | None:
     """The encoding of a file whose characters take two or four bytes: by its mark, or as the user says."""
-    with _opened(path) as file:
+    with open_bytes(path) as file:
         start = file.read(_SAMPLE_BYTES)
     if mark := _mark(start):
         return mark
-    if fallback is not None and fallback.startswith(("utf-16", "utf-32")) and start.count(0) > _NUL_SHARE * len(start):
-        return fallback
-    return None
+    return fallback if _is_wide(fallback) and not _is_utf8(start) else None
+
+
+def _is_wide(encoding: str | None) -> bool:
+    return encoding is not None and encoding.startswith(("utf-16", "utf-32"))
 
 
 def _byte_lines(file: IO[bytes], limit: int, fallback: str | None) -> Iterator[tuple[str, str]]:
@@ -294,17 +320,34 @@ def _record_lines(source: Source, config: ReadingConfig) -> Iterator[Line]:
             continue
         text = _field(record, config.field, source.name, number)
         if config.document_field is not None:
-            name = str(_field(record, config.document_field, source.name, number))
+            name = _document(record, config.document_field, source.name, number) or name
         for line in _as_text(text, config.field, source.name, number).split("\n"):
             yield Line(line.removesuffix("\r"), name, source.name, number)
+
+
+def _document(record: dict[str, Any], field: str, source: str, number: int) -> str:
+    """The document that a record names, "" for none: those without a name do not belong together."""
+    value = _field(record, field, source, number)
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"field {field!r} holds a {type(value).__name__}, not the name of a document",
+            where=f"{source}, record {number}",
+            remedy="give --document-field a field of text or numbers",
+        )
+    missing = value is None or value != value  # NaN, which tables have for an empty cell, is not itself
+    return "" if missing or not (name := str(value)).strip() else well_formed(name)
 
 
 def _records(source: Source, config: ReadingConfig) -> Iterator[tuple[dict[str, Any] | str, str]]:
     """Yield records; for a line of JSON Lines that cannot be read, what can be shown of it, and its problem."""
     if source.kind != "jsonl":
-        for record in read_records(source.path or source.name, format=config.format, split=config.split):
-            yield record, ""
-        return
+        try:
+            for record in read_records(source.path or source.name, format=config.format, split=config.split):
+                yield record, ""
+        except NoRecordsError:
+            if source.path is None:
+                raise
+        return  # one empty shard of many is nothing to stop for; if all are empty, the run says so
     assert source.path is not None
     for number, (text, problem) in enumerate(_physical_lines(source.path, MAX_RECORD_BYTES, config.encoding), 1):
         if problem:

@@ -34,6 +34,7 @@ from enc2gen.corpora.lines import Source, find_sources, read_lines
 from enc2gen.corpora.output_folder import OutputFolder, fingerprint
 from enc2gen.corpora.readers import read_records, source_files, source_sides
 from enc2gen.corpora.shards import FORMAT, FORMAT_VERSION, SPLITS, PreparedCorpus, ShardWriter, read_json, write_json
+from enc2gen.corpora.text_values import well_formed
 from enc2gen.errors import DataError
 
 _BATCH_LINES = 2000
@@ -83,7 +84,8 @@ def prepare_corpus(
     """Clean the sources into Parquet shards; see :mod:`enc2gen.corpora.shards` for what is written.
 
     Args:
-        sources: files, folders, Hub data sets or built-in corpora, as :func:`read_records` takes them.
+        sources: files, folders, Hub data sets or built-in corpora, as :func:`read_records` takes them; nothing in the
+            output folder is one.
         output: a folder that is empty, not there, or holds this same preparation, which is then gone on with.
         engine: one of `ENGINES`.
         workers: processes; None for all cores.
@@ -96,7 +98,7 @@ def prepare_corpus(
     Raises:
         DataError: a source cannot be used, or no line is left.
         ConfigError: an unknown engine or identifier.
-        OutputError: the folder holds something else.
+        OutputError: the folder holds something else, or another process fills it.
     """
     start = time.monotonic()
     if config.filter_language:
@@ -105,21 +107,21 @@ def prepare_corpus(
     evaluation = _evaluation_files(config)
     # Workers may be in another folder.
     absolute = tuple(str(Path(path).resolve()) if Path(path).exists() else path for path in config.against)
-    files = find_sources(sources, config.reading)
-    folder = OutputFolder(output, _identity(files, evaluation, config, explain), overwrite=overwrite)
-    if folder.complete:
-        return PreparedCorpus.open(output).stats()
+    files = find_sources(sources, config.reading, output=output)
     notify = on_progress or (lambda progress: None)
-    lines = read_lines(files, config.reading)
-    chunks = chunked(lines, config.model_copy(update={"against": absolute}), explain)
-    stats = _clean(chunks, folder, runner, notify)
-    manifest = _write(folder, config, stats, explain, notify)
-    stats.seconds = time.monotonic() - start
-    if not stats.splits.total():
-        raise _nothing_left(stats, sources, folder)
-    settings = {"sources": list(sources), **folder.identity["config"]}
-    write_cleaning_report(stats, folder.partial, DROP_REASONS, repairs=REPAIRS, title="Corpus", settings=settings)
-    folder.finish(manifest)
+    with OutputFolder(output, _identity(files, evaluation, config, explain), overwrite=overwrite) as folder:
+        if folder.complete:
+            return PreparedCorpus.open(output).stats()
+        lines = read_lines(files, config.reading)
+        chunks = chunked(lines, config.model_copy(update={"against": absolute}), explain)
+        stats = _clean(chunks, folder, runner, notify)
+        manifest = _write(folder, config, stats, explain, notify)
+        stats.seconds = time.monotonic() - start
+        if not stats.splits.total():
+            raise _nothing_left(stats, sources, folder)
+        settings = {"sources": [well_formed(source) for source in sources], **folder.identity["config"]}
+        write_cleaning_report(stats, folder.partial, DROP_REASONS, repairs=REPAIRS, title="Corpus", settings=settings)
+        folder.finish(manifest)
     return stats
 
 
@@ -146,12 +148,15 @@ def _identity(
     files: Sequence[Source], evaluation: Mapping[str, Path], config: CleaningConfig, explain: bool
 ) -> dict[str, Any]:
     """Everything that the output depends on; evaluation sets count by name and content, not by their folder."""
-    against = tuple(Path(name).name if Path(name).exists() else name for name in config.against)
+    against = tuple(well_formed(Path(name).name if Path(name).exists() else name) for name in config.against)
     inputs = {file.name: file.path for file in files if file.path is not None}
     inputs |= {str(side): side for file in files if file.path is None for side in _parallel_files(file.name)}
     return {
         "config": config.model_copy(update={"against": against}).model_dump(mode="json"),
-        "inputs": [fingerprint({**inputs, **evaluation}), *(file.name for file in files if file.path is None)],
+        "inputs": [
+            fingerprint({**inputs, **evaluation}),
+            *(well_formed(file.name) for file in files if file.path is None),
+        ],
         "explain": explain,
         "version": __version__,
     }

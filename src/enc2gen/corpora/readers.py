@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
@@ -10,7 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from enc2gen.corpora.builtin import MAX_PER_ORIGIN, localisation_records
-from enc2gen.corpora.formats import EXTENSIONS, FORMATS, Record, text_lines
+from enc2gen.corpora.formats import EXTENSIONS, FORMATS, PACKED, NoRecordsError, Record, text_lines
 from enc2gen.corpora.hub import hub_file, hub_records
 from enc2gen.errors import ConfigError, DataError
 
@@ -23,11 +24,15 @@ __all__ = [
     "read_records",
     "source_files",
     "source_sides",
+    "unread_files",
 ]
 
 _HUB_NAME = re.compile(r"(?:hub:)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?")
 _HUB_FILE = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)/(?P<file>[^|]+)")
 _BESIDE = "|"
+_UNKNOWN_PACKED = frozenset((
+    ".zst", ".zstd", ".zip", ".7z", ".rar", ".tar", ".tgz", ".tbz2", ".txz", ".lz4", ".lzma", ".br", ".z",
+))  # fmt: skip
 
 
 def read_records(
@@ -40,10 +45,10 @@ def read_records(
     """Stream the records of a source.
 
     Args:
-        source: a file (.jsonl, .json, .csv, .tsv, .txt, .po, each also .gz; .parquet), a folder (all such
-            files below it, sorted by path), `builtin:localisation?languages=kk,ug`, or a Hub dataset:
-            `owner/name[:config]`, `hub:name[:config]`, or one file of it, `hub:owner/name/FILE`. Plain text gives
-            one record {"text": line} per non-blank line; .po gives "source", "target" and "context".
+        source: a file (.jsonl, .json, .csv, .tsv, .txt, .po, each also .gz, .xz, .bz2; .parquet), a folder (all
+            such files below it, sorted by path, but hidden ones), `builtin:localisation?languages=kk,ug`, or a Hub
+            dataset: `owner/name[:config]`, `hub:name[:config]`, or one file of it, `hub:owner/name/FILE`. Plain text
+            gives one record {"text": line} per non-blank line; .po gives "source", "target" and "context".
             `FIRST|SECOND` reads two of these side by side (:func:`parallel_records`).
         format: one of `FORMATS`, where the extension does not tell; in a folder, only files of this format
             are read.
@@ -124,21 +129,86 @@ def _texts_in_line(side: str, split: str) -> Iterator[str]:
     return (str(record["text"] or "") for record in read_records(side, split=split, columns=("text",)))
 
 
-def source_files(path: Path, format: str | None = None) -> list[Path]:
-    """Return the files that `read_records` reads for a path: itself, or a folder's readable files, sorted."""
+def source_files(path: Path, format: str | None = None, *, leave_out: Path | None = None) -> list[Path]:
+    """Return the files that `read_records` reads for a path: itself, or a folder's readable files, sorted.
+
+    Hidden files and folders are left out. Links to folders are followed, no folder is read twice.
+
+    Args:
+        leave_out: a folder below `path` that does not count.
+
+    Raises:
+        DataError: there is nothing to read, or the file is packed in a way that is not read.
+    """
     if not path.is_dir():
+        if _is_unread(path):
+            raise DataError(
+                f"the file is packed as {path.suffix}, which is not read",
+                where=str(path),
+                remedy=f"unpack it first; what is read packed are single files with {', '.join(PACKED)}",
+            )
         return [path]
     if format is not None and format not in FORMATS:
         raise FORMATS.unknown(format, where=str(path))
-    inside = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    inside = _files_below(path, leave_out)
     files = [file for file in inside if (found := EXTENSIONS.get(known_extension(file))) and format in (None, found)]
     if not files:
+        packed = next((file for file in inside if _is_unread(file)), None)
         raise DataError(
             f"the folder holds no {format or 'readable'} file",
             where=str(path),
-            remedy=f"put files there: {_known()}",
+            remedy=(f"unpack {packed.name} and the like; " if packed else "") + f"put files there: {_known()}",
         )
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def unread_files(path: Path) -> list[Path]:
+    """Return the packed files below a folder that :func:`source_files` leaves out, sorted; none for anything else."""
+    files = _files_below(path) if path.is_dir() else []
+    return sorted(
+        file for file in files
+        if _is_unread(file) or (file.suffix.lower() in PACKED and not known_extension(file))
+    )  # fmt: skip
+
+
+def _is_unread(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    return bool(suffixes) and (suffixes[-1] in _UNKNOWN_PACKED or (suffixes[-1] in PACKED and ".tar" in suffixes))
+
+
+def _files_below(folder: Path, leave_out: Path | None = None) -> list[Path]:
+    """All files that are not hidden; folders that are linked come last, for those that lie here go first."""
+    found: list[Path] = []
+    folders, linked, seen = [folder], list[Path](), set[tuple[int, int]]()
+    if leave_out is not None and leave_out.is_dir() and not leave_out.samefile(folder):
+        seen.add(_identity(leave_out))
+    while folders or linked:
+        if not folders:
+            linked.sort(reverse=True)  # whatever order the file system has
+        current = folders.pop() if folders else linked.pop()
+        if (identity := _identity(current)) in seen:
+            continue
+        seen.add(identity)
+        try:
+            with os.scandir(current) as entries:
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            raise DataError(
+                f"the folder cannot be read: {error.strerror or error}",
+                where=str(current),
+                remedy="check its permissions, move it away, or name the folders beside it one by one",
+            ) from error
+        for entry in visible:
+            if entry.is_dir():
+                (linked if entry.is_symlink() else folders).append(current / entry.name)
+            elif entry.is_file():
+                found.append(current / entry.name)
+    return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def source_names(source: str | Path, split: str) -> frozenset[str]:
@@ -166,14 +236,14 @@ def source_names(source: str | Path, split: str) -> frozenset[str]:
 def known_extension(path: Path) -> str:
     """Return the lower-cased extension that names the format if it is known, else ""."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] == ".gz":
+    if suffixes and suffixes[-1] in PACKED:
         suffixes.pop()
         return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS and suffixes[-1] != ".parquet" else ""
     return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS else ""
 
 
 def _known() -> str:
-    return f"{', '.join(sorted(EXTENSIONS))} (all but .parquet also with .gz)"
+    return f"{', '.join(sorted(EXTENSIONS))} (all but .parquet also with {', '.join(PACKED)})"
 
 
 def _reader(path: Path, format: str | None) -> Callable[[Path], Iterator[Record]]:
@@ -221,7 +291,7 @@ def _select(records: Iterator[Record], columns: Sequence[str] | None, where: str
             )
         yield {column: record[column] for column in columns}
     if number == 0:
-        raise DataError("the source holds no records", where=where, remedy="check that it is the file you meant")
+        raise NoRecordsError("the source holds no records", where=where, remedy="check that it is the file you meant")
 
 
 def _builtin_records(source: str, split: str) -> Iterator[Record]:

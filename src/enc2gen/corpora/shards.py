@@ -37,7 +37,8 @@ _ROW_GROUP_CHARACTERS = 8_000_000
 def write_json(path: Path, value: Any) -> None:
     """Write JSON to `path`: whoever reads it sees all of it or nothing, also after a power failure."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    # Half of a surrogate pair is no UTF-8; as an escape it is JSON, and is read back as it was.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, ensure_ascii=False, indent=1)
         file.flush()
         os.fsync(file.fileno())

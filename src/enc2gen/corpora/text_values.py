@@ -23,6 +23,11 @@ def as_text(value: Any, field: str, *, where: str, remedy: str) -> str:
     raise DataError(f"field {field!r} holds a {type(value).__name__}, not text", where=where, remedy=remedy)
 
 
+def well_formed(text: str) -> str:
+    """The text with "?" for each half of a character (a lone surrogate), so that it can be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def check_whole(text: str, field: str, *, where: str) -> str:
     """The text, if it can be written as UTF-8.
 

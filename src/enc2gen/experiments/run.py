@@ -29,8 +29,8 @@ from enc2gen.experiments.report import print_results, write_report
 from enc2gen.experiments.store import Store
 from enc2gen.experiments.workspace import Workspace, replace_folder
 from enc2gen.generation.engine.engine import chosen_precision, compiles
+from enc2gen.locking import locked_folder
 from enc2gen.models.baselines import FOREIGN_OPTIONS
-from enc2gen.training.runtime import locked_folder
 
 STAGES = ("prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from enc2gen.errors import OutputError
 from enc2gen.experiments.workspace import replace_folder
+from enc2gen.locking import locked_folder
 from enc2gen.training.checkpoint import writing
-from enc2gen.training.runtime import locked_folder
 
 WAIT_SECONDS = 0.5
 """Between two looks at whether another process has finished an entry (our choice)."""

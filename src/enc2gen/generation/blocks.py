@@ -23,8 +23,8 @@ from enc2gen.generation.generator import Generator, Request
 from enc2gen.generation.glossary import Glossary
 from enc2gen.generation.outputs import Output
 from enc2gen.generation.shortlist import Shortlist
+from enc2gen.locking import locked_folder
 from enc2gen.training.checkpoint import write_json
-from enc2gen.training.runtime import locked_folder
 
 BLOCK_LINES = 512
 """Least lines of a block (our choice): enough for batches of equal length, few enough to be lost."""

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 from transformers.trainer_pt_utils import get_parameter_names
 
 from enc2gen.errors import ConfigError, DataError
+from enc2gen.locking import locked_folder
 from enc2gen.tokenization.examples import IGNORED_LABEL
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks
 from enc2gen.training.config import TrainingConfig
@@ -34,7 +35,6 @@ from enc2gen.training.runtime import (
     InterruptFlag,
     forward_options,
     gradient_checkpointing,
-    locked_folder,
     resolve_precision,
 )
 from enc2gen.training.state import TrainingResult, TrainingStream, checked_validation, nonfinite_error

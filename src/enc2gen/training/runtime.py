@@ -1,19 +1,14 @@
-"""What a training process needs around the loop: folder lock, signals, precision, random states."""
+"""What a training process needs around the loop: signals, precision, random states."""
 
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import random
 import signal
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,82 +17,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel
 
-from enc2gen.errors import ConfigError, OutputError
+from enc2gen.errors import ConfigError
 from enc2gen.models.training_attention import separates_sequences, use_training_attention
 from enc2gen.training.config import TrainingConfig
 from enc2gen.training.sharding import hidden_request
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: the process id in the lock file decides alone
-    fcntl = None  # type: ignore[assignment]
-
-
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a process that is gone is taken over.
-
-    Raises:
-        OutputError: another live process holds the folder, or it cannot be written.
-    """
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to the output folder: {error.strerror}",
-            where=str(folder),
-            remedy="choose another folder",
-        ) from error
-    with handle:
-        _acquire(handle, folder)
-        handle.seek(0)
-        handle.truncate()
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, handle)
-        handle.flush()
-        try:
-            yield
-        finally:
-            handle.seek(0)
-            handle.truncate()
-
-
-def _acquire(handle: IO[str], folder: Path) -> None:
-    handle.seek(0)
-    try:
-        pid = json.load(handle)["pid"]
-    except (ValueError, KeyError, TypeError):
-        pid = None
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            pass
-        except OSError:  # a file system without locks: the process id decides
-            if not _alive(pid):
-                return
-    elif not _alive(pid):
-        return
-    raise OutputError(
-        f"the output folder is in use by process {pid}" if pid else "the output folder is in use by another process",
-        where=str(folder),
-        remedy="wait for that run to end, stop it, or choose another folder",
-    )
-
-
-def _alive(pid: int | None) -> bool:
-    if pid is None or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
 
 _HANG_UP = getattr(signal, "SIGHUP", None)  # not on Windows
 _INTERRUPTS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANG_UP) if number is not None]

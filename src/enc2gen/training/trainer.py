@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from enc2gen.errors import DataError, OutputError
+from enc2gen.locking import locked_folder
 from enc2gen.models.compilation import compile_layers
 from enc2gen.training.callbacks import Callback, StepMetrics, ValidationMetrics, default_callbacks, named_callbacks
 from enc2gen.training.checkpoint import CheckpointStore, load_weights, read_training_state
@@ -34,7 +35,6 @@ from enc2gen.training.parallel import parallelism
 from enc2gen.training.runtime import (
     InterruptFlag,
     gradient_checkpointing,
-    locked_folder,
     make_accelerator,
     resolve_precision,
     restore_rng,

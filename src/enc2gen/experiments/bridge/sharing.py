@@ -11,7 +11,7 @@ from typing import Any
 
 from enc2gen.errors import OutputError
 from enc2gen.experiments.workspace import Workspace
-from enc2gen.training.runtime import locked_folder
+from enc2gen.locking import locked_folder
 
 WAIT_SECONDS = 1.0
 """Between two looks at what other processes have finished (our choice)."""

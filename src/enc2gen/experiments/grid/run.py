@@ -24,7 +24,7 @@ from enc2gen.experiments.grid.results import NOT_FINISHED, collect
 from enc2gen.experiments.grid.searching import choose, first_values
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace, refuse_foreign
-from enc2gen.training.runtime import locked_folder
+from enc2gen.locking import locked_folder
 
 RESULTS = "results.json"
 
