@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from enc2gen.cli.tokenizer_report import register
+from enc2gen.cli.tokenizer_report import corpus_texts, register
 from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
 from test_coverage import unigram, word_level
 
@@ -151,3 +151,9 @@ def test_errors(report: Call, tokenizer_folder: Path, corpus: Path, tmp_path: Pa
         report(tokenizer_folder, "--corpus", "-", stdin=b"the\n\xff\n")
     with pytest.raises(DataError, match="no text"):
         report(tokenizer_folder, "--corpus", "-")
+
+
+def test_half_a_character_is_named_with_its_record(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": "good"}\n{"text": "bad \\ud83d emoji"}\n')
+    with pytest.raises(DataError, match=r"broken\.jsonl, record 2"):
+        list(corpus_texts(str(tmp_path / "broken.jsonl"), language="en"))

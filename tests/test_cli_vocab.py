@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from enc2gen.cli.model_folder import read_pairs, read_texts
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import DataError
 from enc2gen.models.surgery import load_for_surgery
@@ -150,6 +151,22 @@ def test_errors_are_one_message_and_leave_nothing(
     text = " ".join(result.stderr.decode().split())
     assert result.returncode == 1 and message in text and "Traceback" not in text
     assert not (files / "out").exists() and not list(files.glob(".*"))
+
+
+def test_half_a_character_is_named_with_its_record(files: Path) -> None:
+    broken = files / "broken.jsonl"
+    broken.write_text('{"text": "good"}\n{"text": "bad \\ud83d emoji"}\n')
+    with pytest.raises(DataError, match=r"broken\.jsonl, record 2"):
+        read_texts([str(broken)])
+    broken.write_text('{"source": "a", "target": "\\udc00"}\n')
+    with pytest.raises(DataError, match="record 1"):
+        read_pairs([str(broken)])
+
+
+@pytest.mark.parametrize(("value", "tag"), [("kaz_Cyrl", "kk"), ("English", None), ("zxx", None), ("cn", None)])
+def test_a_language_field_that_is_no_tag_leaves_the_language_open(files: Path, value: str, tag: str | None) -> None:
+    (files / "l.jsonl").write_text(json.dumps({"text": "a b", "language": value}))
+    assert read_texts([str(files / "l.jsonl")]) == [("a b", tag)]
 
 
 def test_outputs_that_are_in_the_way_are_kept(enc2gen: Callable[..., Result], files: Path) -> None:

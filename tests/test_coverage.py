@@ -285,6 +285,44 @@ def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -
     assert peak(2000) < 1.5 * peak(200)
 
 
+def test_unknown_text_counts_where_no_unknown_token_is_named() -> None:
+    letters = {letter: i for i, letter in enumerate(["<unk>", "▁", "a", "b", "é", "<0x41>"])}
+    texts = ["ab ཀཁ é e\u0301", "ab"]  # 7 of 9 signs, as two make one é
+    for model in (BPE(letters, []), BPE(letters, [], unk_token="<unk>"), BPE(letters, [], fuse_unk=True)):
+        backend = Tokenizer(model)
+        backend.normalizer, backend.pre_tokenizer = NFC, pre_tokenizers.Metaspace()
+        backend.decoder = decoders.Metaspace()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+        total = coverage(tokenizer, [(text, "bo") for text in texts]).total
+        assert total.unknown_rate == unknown_rate(tokenizer, texts) == pytest.approx(2 / 9)
+        assert total.verdict == "unreadable" and total.losses["unknown"] == 1
+        assert {(c.character, c.unknown) for c in total.broken_characters if c.unknown} == {("ཀ", 1), ("ཁ", 1)}
+        assert coverage(tokenizer, [("ab é", "fr")]).total.verdict != "unreadable"
+
+
+def test_an_added_token_is_known_to_a_model_that_lacks_its_letters() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE({"a": 0}, [])))
+    tokenizer.add_tokens(["ཀཁ"])
+    assert unknown_rate(tokenizer, ["aཀཁ"]) == 0
+    assert unknown_rate(tokenizer, ["aཀཁཀ"]) == pytest.approx(1 / 4)
+
+
+def test_a_model_that_cannot_say_unknown_is_named_as_the_cause() -> None:
+    backend = Tokenizer(Unigram([("<pad>", 0.0), ("a", -1.0)]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+    assert unknown_rate(tokenizer, ["aa"]) == 0
+    with pytest.raises(ModelError, match=r"unk_id(.|\n)*unknown token"):
+        unknown_rate(tokenizer, ["ab"])
+    with pytest.raises(ModelError, match=r"unk_id(.|\n)*unknown token"):
+        coverage(tokenizer, [("ab", "en")])
+
+
+def test_a_huge_line_that_comes_back_is_exact_in_every_part() -> None:
+    line = "c" + ("abc " * 70_000).strip()  # each cut falls before a space
+    total = coverage(unigram("abc"), [(line, "en")]).total
+    assert (total.lines, total.round_trip_exact, total.characters) == (3, 1, 210_001)
+
+
 def test_a_huge_line_is_measured_in_parts() -> None:
     total = coverage(word_level(), [("the cat " * 50_000, "en")]).total
     assert total.lines == 4 and total.unknown_rate == 0 and total.tokens == 100_000

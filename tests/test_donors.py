@@ -580,6 +580,12 @@ def test_trimmed_rows_move_the_special_tokens(family: str) -> None:
         load_encoder(encoder, rows=[row for row in rows if row != 2])
 
 
+def test_default_ids_outside_the_table_mean_no_token() -> None:
+    encoder = tiny("modernbert", bos_token_id=50281, eos_token_id=[2, 50282])
+    config = load_encoder(encoder, rows=[2, 5, 0, 9]).config
+    assert (config.bos_token_id, config.eos_token_id, config.cls_token_id) == (None, [0], 2)
+
+
 def test_rows_that_move_the_pad_token_of_position_counting_layouts_are_refused() -> None:
     with pytest.raises(ModelError, match="moves the pad token away from id 1"):
         load_encoder(tiny("xlm-roberta-xl"), rows=[0, 2, 1, *range(3, 50)])

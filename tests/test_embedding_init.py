@@ -112,6 +112,14 @@ def test_pieces_inside_words_split_without_a_space_mark_in_wordpiece_and_byte_bp
     assert Splitter(wordpiece).split(PieceForm("abc", True)) == [2, 4]
     assert Splitter(wordpiece).split(PieceForm("abཀc", False)) == [3, 4]
 
+    other = [piece.replace("##", "@@") for piece in pieces]
+    backend = Tokenizer(
+        WordPiece({piece: i for i, piece in enumerate(other)}, unk_token="[UNK]", continuing_subword_prefix="@@")
+    )
+    marked = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]")
+    assert piece_forms(marked) == piece_forms(wordpiece)
+    assert Splitter(marked).split(PieceForm("abc", True)) == [2, 4]
+
     vocabulary = {"Ġ": 0, "Ã": 1, "¤": 2, "a": 3, "Ã¤": 4, "ĠÃ¤": 5, "<s>": 6}  # the bytes of "ä" are C3 A4
     byte_level = Tokenizer(BPE(vocabulary, [("Ã", "¤"), ("Ġ", "Ã¤")]))
     byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

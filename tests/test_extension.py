@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import sys
 import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
@@ -21,6 +22,7 @@ from enc2gen.encoders.embedded import load_embedded_tokenizer
 from enc2gen.errors import ConfigError, DataError, ModelError
 from enc2gen.tokenization.extension import ExtendedVocabulary, extend_vocabulary
 from enc2gen.tokenization.merging import MergeLearner
+from enc2gen.tokenization.piece_training import training_units
 from enc2gen.tokenization.tokenizer import TextCodec, add_language_tokens
 from enc2gen.tokenization.vocabulary import unknown_rate
 
@@ -310,6 +312,79 @@ def test_joiners_that_words_are_spelt_with_are_kept(build: Callable[[], PreTrain
     assert extended.tokenizer.decode(ids(extended.tokenizer, word)) == word
     rare = extend_vocabulary(tokenizer, [*NEW, word], size=70)  # an accident
     assert sign not in rare.exempted
+
+
+def stripping() -> PreTrainedTokenizerFast:
+    """As in the Hugging Face course: decomposed, lower case, without any mark."""
+    tokenizer = wordpiece()
+    steps = [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+@pytest.mark.parametrize("build", [stripping, wordpiece])
+def test_other_marks_are_stripped_as_before(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    """`StripAccents` takes spacing marks, too, BERT's does not; both know an older Unicode than \\p{Mn} does."""
+    tokenizer = build()
+    before = tokenizer.backend_tokenizer.normalizer
+    extended = extend_vocabulary(tokenizer, [*NEW, "ᠭᠠ\u200c", "ᠭᠠ\u200c"], size=60)
+    assert {"ོ", "ི"} <= set(extended.exempted) and not extended.still_altered
+    after = extended.tokenizer.backend_tokenizer.normalizer
+    text = "का परिवर्तन É e\u0488 \u1885 \u0897 \u07fd\u0380\x01\u200d\ue000\t\u3000."
+    assert after.normalize_str(text) == before.normalize_str(text)
+
+
+@pytest.mark.parametrize("word", ["ଭୈରବ", "ଓଡ଼ିଆ", "తెలుగు దైవం కై", "ಕನ್ನಡ ಕೀ ಕೋ", "བ\u0f73", "ئۇيغۇر", "がぎ"])
+@pytest.mark.parametrize("build", [stripping, wordpiece])
+def test_letters_and_vowel_signs_in_several_parts_are_kept(
+    build: Callable[[], PreTrainedTokenizerFast], word: str
+) -> None:
+    extended = extend_vocabulary(build(), [word] * 9, size=30)
+    assert extended.still_altered == []
+    normalised = extended.tokenizer.backend_tokenizer.normalizer.normalize_str(word)
+    assert unicodedata.normalize("NFC", normalised) == unicodedata.normalize("NFC", word)
+
+
+def test_marks_of_many_scripts_are_stripped_still() -> None:
+    """Kept for the sake of new Greek, the accent would split old French otherwise."""
+    extended = extend_vocabulary(wordpiece(), ["ά λόγος"] * 9, size=30)
+    assert set(extended.still_altered) == {"ά", "ό"}
+    assert extended.tokenizer.backend_tokenizer.normalizer.normalize_str("Élan") == "elan"
+
+
+@pytest.mark.parametrize("splitter", [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Whitespace()])
+def test_narrow_spaces_are_kept_or_reported(splitter: pre_tokenizers.PreTokenizer) -> None:
+    """XLM-R splits words at white space before its model sees them."""
+    tokenizer = unigram()
+    metaspace = pre_tokenizers.Metaspace()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, metaspace])
+    word = "ᠮᠣᠩᠭᠣᠯ\u202fᠤᠨ"
+    extended = extend_vocabulary(tokenizer, [word] * 9, size=30)
+    if isinstance(splitter, pre_tokenizers.Whitespace):
+        assert (extended.exempted, extended.still_altered) == ([], ["\u202f"])
+        return
+    assert (extended.exempted, extended.still_altered) == (["\u202f"], [])
+    assert extended.tokenizer.decode(ids(extended.tokenizer, word)) == word
+    # Other white space parts words as before.
+    spaces = "".join(chr(i) for i in range(sys.maxunicode) if chr(i).isspace() and chr(i) != "\u202f")
+    for text in ("the".join(spaces), f"a{spaces}b", "a\u200bb\u180ec\ufeff"):
+        assert extended.tokenizer.tokenize(text) == tokenizer.tokenize(text)
+
+
+def test_characters_that_are_words_get_one_piece() -> None:
+    """BERT parts Chinese and punctuation from all else: a piece "##中" would never be used."""
+    extended = extend_vocabulary(wordpiece(), ["中文，字！ дом"] * 9, size=30)
+    assert extended.still_altered == []
+    assert set("中文，字！") <= set(extended.pieces)
+    assert not {f"##{character}" for character in "中文，字！"} & set(extended.pieces)
+    assert unknown_rate(extended.tokenizer, ["字中！文，"]) == 0
+
+
+def test_marks_join_the_letters_of_their_script_in_any_order() -> None:
+    """Not by the order of a set: pieces would differ from run to run."""
+    words = {"aु": 1, "कुि": 1, "bَ": 1, "كَ": 1, "ᠨ\u180eᠠ": 1, "ས\u0f0b": 1, "x\u200cy": 1}
+    units = training_units(words)
+    assert sorted(units) == sorted(["a", "ु", "कुि", "b", "َ", "كَ", "ᠨ\u180eᠠ", "ས\u0f0b", "x\u200cy"])
 
 
 def bstar_map() -> normalizers.Normalizer:

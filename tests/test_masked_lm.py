@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     EuroBertConfig,
     EuroBertForMaskedLM,
     ModernBertConfig,
@@ -34,6 +36,7 @@ from enc2gen.models.masked_lm import (
     masked_score,
     unigram_frequencies,
 )
+from enc2gen.models.surgery import load_for_surgery
 
 COMMON: dict[str, Any] = {
     "vocab_size": 83, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
@@ -134,6 +137,18 @@ def test_saved_with_its_head(family: str, tmp_path: Path) -> None:
     bare = load_encoder(tmp_path)
     for name, tensor in model.base_model.state_dict().items():
         assert torch.equal(bare.state_dict()[name], tensor), name
+
+
+def test_the_head_of_a_pretraining_checkpoint_is_taken(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    whole = BertForPreTraining(BertConfig(**COMMON | {"vocab_size": len(tokenizer)})).eval()
+    whole.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for model in (load_masked_lm(tmp_path), load_for_surgery(tmp_path)[0]):
+        assert type(model) is BertForMaskedLM and not MaskedLanguageModel(model).fresh_head
+        with torch.inference_mode():
+            batch = {"input_ids": inputs()["input_ids"], "attention_mask": inputs()["attention_mask"]}
+            torch.testing.assert_close(model(**batch).logits, whole(**batch).prediction_logits)
 
 
 def test_a_checkpoint_without_head_gives_the_bare_encoder(tmp_path: Path) -> None:

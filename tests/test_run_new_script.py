@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +13,17 @@ import torch
 
 from enc2gen.encoders.loading import load_encoder, load_tokenizer
 from enc2gen.errors import ConfigError
+from enc2gen.experiments import encoders
+from enc2gen.experiments.encoder_config import EncoderConfig, ExtensionConfig
 from enc2gen.experiments.recipe import load_recipe
 from enc2gen.experiments.run import Run
+from enc2gen.models.embedding_init import InitialisationConfig
+from enc2gen.models.surgery import load_for_surgery
+from enc2gen.tokenization.extension import extend_vocabulary
 from enc2gen.tokenization.vocabulary import unknown_rate
 from test_run import console, load, recipe_content, write_pairs
+from test_surgery import TIBETAN as TIBETAN_TEXTS
+from test_surgery import masked_model
 
 TIBETAN = str.maketrans("абвгдежзий", "ཀཁགངཅཆཇཉཏཐ")
 
@@ -100,3 +109,42 @@ def test_settings_reach_into_lists(tmp_path: Path, content: dict[str, Any]) -> N
     assert changed.data.datasets[0].dev_percent == 20
     with pytest.raises(ConfigError, match="counted from 0"):
         load_recipe(tmp_path / "recipe.yaml", ["data.datasets.7.dev_percent=20"])
+
+
+@dataclass
+class Rows:
+    """Prepared data of texts with their languages, in the order given."""
+
+    texts_of: list[tuple[str, str]]
+
+    def examples(self, split: str) -> list[dict[str, str]]:
+        return [
+            {"source": text, "source_language": tag, "target": text, "target_language": tag}
+            for text, tag in self.texts_of
+        ]
+
+    def texts(self) -> list[dict[str, str]]:
+        return []
+
+
+def test_sizes_are_chosen_on_the_first_texts_of_every_language() -> None:
+    data: Any = Rows([(f"བོད {i}", "bo") for i in range(400)] + [(f"a {i}", "ka") for i in range(400)])
+    chosen = encoders._first_of_each(data, {"bo", "ka"})
+    assert chosen == [f"བོད {i}" for i in range(300)] + [f"a {i}" for i in range(300)]
+    assert encoders._first_of_each(data, {"ka"}) == [f"a {i}" for i in range(300)]
+
+
+def test_new_pieces_get_output_rows_of_their_own_where_the_head_is_not_tied(tmp_path: Path) -> None:
+    model, tokenizer = masked_model("xlm-roberta", tied=False)
+    model.save_pretrained(tmp_path / "old")
+    tokenizer.save_pretrained(tmp_path / "old")
+    extension = ExtensionConfig(size=8, initialisation=InitialisationConfig(method="mean"))
+    config = EncoderConfig(name=str(tmp_path / "old"), extend_vocabulary=extension)
+    recipe: Any = SimpleNamespace(languages=["bo"], seed=0)
+    data: Any = Rows([(text, "bo") for text in TIBETAN_TEXTS])
+    extended = extend_vocabulary(tokenizer, TIBETAN_TEXTS, size=8)
+    encoders._save_start(recipe, config, data, tokenizer, None, extended, tmp_path / "new", print)
+    made, _ = load_for_surgery(tmp_path / "new")
+    new = made.get_output_embeddings().weight[-len(extended.pieces) :]
+    assert len(extended.pieces) > 2 and len({tuple(row.tolist()) for row in new}) > 2
+    assert not torch.equal(new, made.get_input_embeddings().weight[-len(extended.pieces) :])

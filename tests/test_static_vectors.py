@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from enc2gen.errors import DataError
 from enc2gen.models.static_vectors import (
     StaticVectorsConfig,
+    _sampled,
     _truncated_svd,
     _weigh,
     read_static_vectors,
@@ -77,10 +78,22 @@ def test_lines_and_pairs_mix_and_the_same_seed_gives_the_same_vectors(words: Pre
     assert one.known[[ID["བྱི"], ID["king"]]].all()
 
 
-def test_max_texts_stops_reading(words: PreTrainedTokenizerFast) -> None:
-    config = StaticVectorsConfig(min_count=1, max_texts=2)
-    vectors = train_static_vectors(words, [("བྱི", "cat"), ("ཁྱི", "dog"), ("རྒྱལ", "king")], config)
-    assert vectors.known[[ID["cat"], ID["dog"]]].all() and not vectors.known[ID["king"]]
+def test_max_texts_are_drawn_from_all_texts(words: PreTrainedTokenizerFast) -> None:
+    early, late = [("བྱི", "cat")] * 50, [("རྒྱལ", "king")] * 50
+    config = StaticVectorsConfig(min_count=1, max_texts=50)
+    for texts in (early + late, late + early):
+        vectors = train_static_vectors(words, texts, config)
+        assert vectors.known[[ID["cat"], ID["king"]]].all()
+    again = train_static_vectors(words, iter(late + early), config)
+    np.testing.assert_array_equal(vectors.table, again.table)
+
+
+def test_a_sample_keeps_the_order_and_the_number(words: PreTrainedTokenizerFast) -> None:
+    texts = [f"line {number}" for number in range(1000)]
+    assert _sampled(texts, 1000, 0) == texts and _sampled(texts, 5000, 0) == texts
+    sample = _sampled(texts, 100, 0)
+    assert len(set(sample)) == 100 and sorted(sample, key=texts.index) == sample
+    assert 30 <= sum(texts.index(text) >= 500 for text in sample) <= 70 and sample != _sampled(texts, 100, 1)
 
 
 def test_weights_are_positive_pointwise_mutual_information() -> None:

@@ -7,7 +7,7 @@ import string
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram, WordPiece
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -93,6 +93,29 @@ def test_language_tokens_are_appended_once(build) -> None:
     assert add_language_tokens(tokenizer, ["ug", "mn", "kk"]) == {"ug": size + 1, "mn": size + 2, "kk": size}
     assert len(tokenizer) == size + 3
     assert set(ids.values()) < set(tokenizer.all_special_ids)
+
+
+def test_an_ordinary_added_token_becomes_a_language_token_that_text_cannot_spell(tmp_path: Path) -> None:
+    tokenizer = unigram_tokenizer()
+    tokenizer.add_tokens([AddedToken(f"<{name}>", special=False, normalized=False) for name in ("tr", "td")])
+    before = tokenizer.get_added_vocab()
+    ids = add_language_tokens(tokenizer, ["tr", "kk"])
+    assert ids == {"tr": before["<tr>"], "kk": max(before.values()) + 1}
+    made = TextCodec(tokenizer, ids, max_source_length=64, max_target_length=64)
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    for one in (made, TextCodec(saved, ids, max_source_length=64, max_target_length=64)):
+        assert not set(one.encode_text("<tr>cat</tr>")) & set(ids.values())
+        assert before["<td>"] in one.encode_text("<td>")
+        assert one.decode(one.encode_source("<tr>cat</tr>", "tr")) == "<tr>cat</tr>"
+
+
+def test_without_an_unknown_token_the_word_none_stays_whole() -> None:
+    pieces = [("<pad>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((c, -6.0) for c in LETTERS), ("▁None", -4.0)]
+    backend = Tokenizer(Unigram(pieces, unk_id=1))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    protected = protect_special_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>"))
+    assert protected.encode("None <pad>", add_special_tokens=False).tokens == ["▁None", "▁", "<", "p", "a", "d", ">"]
 
 
 def test_language_token_must_not_take_another_role() -> None:

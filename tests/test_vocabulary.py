@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -202,6 +202,52 @@ def test_wordpiece_words_that_were_unknown_stay_unknown() -> None:
     texts = ["abcθ", "xbcθ a"]
     assert tokenizer(texts[0], add_special_tokens=False).tokens() == ["[UNK]"]
     assert_same_splits(tokenizer, trim_vocabulary(tokenizer, texts), texts)
+
+
+def test_words_too_long_for_wordpiece_keep_no_pieces() -> None:
+    """BERT calls them unknown unseen; looking for their pieces took cubic time."""
+    tokenizer = wordpiece_tokenizer()
+    kept = trim_vocabulary(tokenizer, ["9", "αthecatдог" * 300, "the" * 50]).tokenizer.get_vocab()
+    assert "the" not in kept
+    texts = ["the" * 33 + "α"]
+    trimmed = trim_vocabulary(tokenizer, texts)
+    assert "the" in trimmed.tokenizer.get_vocab()
+    assert_same_splits(tokenizer, trimmed, texts)
+
+
+@pytest.mark.parametrize("build", [unigram_tokenizer, wordpiece_tokenizer, *BPES])
+def test_added_tokens_are_read_where_they_were(build, tmp_path: Path) -> None:
+    """As pieces they would be found within words, too."""
+    tokenizer = build()
+    whole, raw = AddedToken("cats", single_word=True), AddedToken("dom", normalized=False, single_word=True)
+    tokenizer.add_tokens([whole, AddedToken("new"), raw])
+    add_language_tokens(tokenizer, ["kk"])
+    texts = ["cats catsing thecats xcats", "dom doms adom dom", "renews new", "the <kk>"]
+    trimmed = trim_vocabulary(tokenizer, texts)
+    assert_same_splits(tokenizer, trimmed, texts)
+    assert len(trimmed.kept_ids) == len(trimmed.tokenizer)
+    trimmed.tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(texts).input_ids == trimmed.tokenizer(texts).input_ids
+    assert_same_splits(tokenizer, trim_vocabulary(tokenizer, texts, max_size=50), texts)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]),
+        processors.Sequence([processors.RobertaProcessing(("</s>", 2), ("<s>", 0))]),
+    ],
+)
+def test_what_the_post_processor_inserts_is_kept(processor) -> None:
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *LATIN]
+    backend = Tokenizer(Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.post_processor = processor
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    trimmed = trim_vocabulary(tokenizer, ["abc"])
+    assert trimmed.kept_ids[:3] == [0, 2, 3]
+    assert_same_splits(tokenizer, trimmed, ["abc"])
 
 
 def test_keep_and_max_size() -> None:

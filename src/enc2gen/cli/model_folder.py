@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from enc2gen.errors import ConfigError, DataError, ModelError, OutputError
+from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError, OutputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ def read_texts(sources: Sequence[str], fields: Sequence[str] = ()) -> list[Text]
         fields: of which fields; by default `text`, or else `source` and `target`.
 
     Raises:
-        DataError: a source cannot be read, lacks the fields, or all of them have no text.
+        DataError: a source cannot be read, lacks the fields, holds half of a character, or all of them have no text.
     """
     texts = [text for source in sources for text in _texts_of(source, fields)]
     if not texts:
@@ -50,6 +50,7 @@ def read_texts(sources: Sequence[str], fields: Sequence[str] = ()) -> list[Text]
 
 def _texts_of(source: str, fields: Sequence[str]) -> Iterator[Text]:
     from enc2gen.corpora.readers import read_records
+    from enc2gen.corpora.text_values import check_whole
 
     folder = Path(source)
     prepared = (folder / "manifest.json").is_file() and (folder / "train").is_dir()
@@ -65,7 +66,17 @@ def _texts_of(source: str, fields: Sequence[str]) -> Iterator[Text]:
             own = "language" if len(chosen) == 1 else f"{name}_language"
             language = record.get(own) or record.get("language")
             if isinstance(text := record[name], str) and text.strip():
-                yield text, language if isinstance(language, str) else None
+                yield check_whole(text, name, where=f"{source}, record {number}"), _language_tag(language)
+
+
+def _language_tag(value: Any) -> str | None:
+    """The tag in canonical form; None for what is none ("English", "mul"): the language is then identified."""
+    from enc2gen.corpora.languages import normalise_language
+
+    try:
+        return normalise_language(value) if isinstance(value, str) else None
+    except LanguageError:
+        return None
 
 
 def read_pairs(sources: Sequence[str], fields: str | None = None) -> list[tuple[str, str]]:
@@ -77,9 +88,10 @@ def read_pairs(sources: Sequence[str], fields: str | None = None) -> list[tuple[
 
     Raises:
         ConfigError: not two fields.
-        DataError: a source cannot be read, lacks a field, or all of them have no pair.
+        DataError: a source cannot be read, lacks a field, holds half of a character, or all of them have no pair.
     """
     from enc2gen.corpora.readers import read_records
+    from enc2gen.corpora.text_values import check_whole
 
     if not sources:
         if fields is not None:
@@ -97,7 +109,8 @@ def read_pairs(sources: Sequence[str], fields: str | None = None) -> list[tuple[
                     where=source,
                     remedy="name the two fields that hold the pair, for example --pair-fields en,bo",
                 )
-            one, other = (str(record[name] or "") for name in names)
+            where = f"{source}, record {number}"
+            one, other = (check_whole(str(record[name] or ""), name, where=where) for name in names)
             if one.strip() and other.strip():
                 pairs.append((one, other))
     if not pairs:

@@ -142,7 +142,7 @@ def corpus_texts(
             has it and its value is a language tag.
 
     Raises:
-        DataError: the source cannot be read, lacks a field, or the text is none.
+        DataError: the source cannot be read, lacks a field, or the text is none or holds half of a character.
         LanguageError: `language_field` holds no language tag.
     """
     from enc2gen.corpora.readers import read_records
@@ -159,6 +159,8 @@ def corpus_texts(
 def _lines(
     records: Iterable[Record], source: str, field: str, language: str | None, language_field: str | None
 ) -> Iterator[tuple[str, str | None]]:
+    from enc2gen.corpora.text_values import check_whole
+
     for number, record in enumerate(records, 1):
         missing = [name for name in (field, language_field) if name is not None and name not in record]
         if missing:
@@ -176,6 +178,7 @@ def _lines(
                 where=source,
                 remedy="name a field that holds text with --field",
             )
+        check_whole(text, field, where=f"{source}, record {number}")
         tag = language or _record_language(record, field, language_field, f"{source}, record {number}")
         # Only "\n" ends a line, as in files of plain text: texts hold U+2028 and the like.
         yield from ((line.removesuffix("\r"), tag) for line in text.split("\n") if line.strip())

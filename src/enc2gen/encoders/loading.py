@@ -10,7 +10,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from enc2gen.encoders.donor import donor_for
@@ -51,14 +58,14 @@ _SPECIAL_TOKENS = ("pad", "bos", "eos", "cls", "sep", "mask")
 
 def _keep_rows(encoder: PreTrainedModel, rows: Sequence[int]) -> PreTrainedModel:
     config, place = encoder.config, {old: new for new, old in enumerate(rows)}
+    table = cast(nn.Embedding, encoder.get_input_embeddings())
     first_position = donor_for(config).position_offset
     for field in (f"{role}_token_id" for role in _SPECIAL_TOKENS):
         if (old := getattr(config, field, None)) is not None:
-            setattr(config, field, _moved(old, place, field))
+            setattr(config, field, _moved(old, place, field, table.num_embeddings))
     if donor_for(config).position_offset != first_position:
         # RoBERTa's positions are counted from the pad token's id, so it must keep its place.
         raise ModelError(f"the trimmed vocabulary moves the pad token away from id {first_position - 1}", where="rows")
-    table = cast(nn.Embedding, encoder.get_input_embeddings())
     kept = nn.Embedding(len(rows), table.embedding_dim, padding_idx=config.pad_token_id)
     with torch.no_grad():
         kept.weight.copy_(table.weight[list(rows)])
@@ -67,10 +74,17 @@ def _keep_rows(encoder: PreTrainedModel, rows: Sequence[int]) -> PreTrainedModel
     return encoder
 
 
-def _moved(old: int | list[int], place: Mapping[int, int], field: str) -> int | list[int]:
-    """New id of the special token `old` (or of several)."""
+def _moved(old: int | list[int], place: Mapping[int, int], field: str, size: int) -> int | list[int] | None:
+    """New id of the special token `old` (or of several); None for an id that the table of `size` rows has not.
+
+    Such ids are the defaults of ModernBERT's class (50281 ...), which stay in the configuration of an encoder with
+    another tokenizer: they mean no token of it.
+    """
     if isinstance(old, list):
-        return [cast(int, _moved(index, place, field)) for index in old]
+        found = [_moved(index, place, field, size) for index in old]
+        return [cast(int, new) for new in found if new is not None]
+    if not 0 <= old < size:
+        return None
     if old not in place:
         raise ModelError(
             f"the trimmed vocabulary leaves out row {old}, which is {field}",
@@ -91,6 +105,15 @@ def _load_checkpoint(name: str) -> PreTrainedModel:
         model, info = AutoModel.from_pretrained(name, config=config, output_loading_info=True, **options)
     check_complete(info["missing_keys"], name, "encoder", otherwise="would make a useless generator")
     return cast(PreTrainedModel, model.eval())
+
+
+def has_masked_lm_head(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint of this configuration holds a trained masked-LM head, by its `architectures`.
+
+    BERT's `BertForPreTraining` has it, too, next to a head that tells whether two sentences follow each other.
+    """
+    endings = ("ForMaskedLM", "ForPreTraining") if config.model_type == "bert" else ("ForMaskedLM",)
+    return any(str(kind).endswith(endings) for kind in config.architectures or ())
 
 
 def encoder_positions(name: str) -> int:

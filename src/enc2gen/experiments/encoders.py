@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from enc2gen.corpora.languages import language_name
@@ -18,9 +20,10 @@ from enc2gen.experiments.encoder_config import EncoderConfig, ExtensionConfig
 from enc2gen.experiments.prepare import PreparedData
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.workspace import Workspace
-from enc2gen.models.embedding_init import initialise_rows
+from enc2gen.models.embedding_init import InitialisedRows, initialise_rows
 from enc2gen.models.masked_lm import load_masked_lm
 from enc2gen.models.surgery import load_for_surgery, replace_vocabulary
+from enc2gen.models.surgery.replacing import output_layer
 from enc2gen.models.swcm.growing import table_of
 from enc2gen.tokenization.extension import ExtendedVocabulary, extend_vocabulary
 from enc2gen.tokenization.vocabulary import trim_vocabulary, unknown_rate
@@ -130,17 +133,27 @@ def _extend(
             where="encoder.extend_vocabulary.languages",
             remedy="name languages of the recipe's data, or add monolingual text",
         )
-    dev = [text for text, language in texts_of(data, "dev") if language in languages]
     log(f"vocabulary: learning new pieces from {len(texts):,} texts")
     return extend_vocabulary(
         tokenizer,
         texts,
         size=config.size,
-        dev_texts=list(dict.fromkeys(dev))[:DEV_TEXTS],
+        dev_texts=_first_of_each(data, languages),
         byte_fallback=config.byte_fallback,
         keep_characters=config.keep_characters,
         seed=recipe.seed,
     )
+
+
+def _first_of_each(data: PreparedData, languages: set[str]) -> list[str]:
+    """The first development texts of each language: data sets lie one after the other, as do their languages."""
+    found: dict[str, None] = {}
+    taken: Counter[str | None] = Counter()
+    for text, language in texts_of(data, "dev"):
+        if language in languages and taken[language] < DEV_TEXTS and text not in found:
+            found[text] = None
+            taken[language] += 1
+    return list(found)
 
 
 def _check_unknown(
@@ -190,16 +203,18 @@ def _save_start(
     if extended is not None and config.extend_vocabulary is not None:
         settings = config.extend_vocabulary
         log(f"vocabulary: rows of new pieces by {settings.initialisation.method}")
-        rows = initialise_rows(
-            table_of(model),
-            tokenizer,
-            extended.tokenizer,
-            extended.origins,
-            settings.initialisation,
-            texts=_contexts(data, set(settings.languages or recipe.languages)),
-            seed=recipe.seed,
-        )
-        replace_vocabulary(model, rows.table, extended.origins, extended.tokenizer)
+        table, head = cast(nn.Embedding, model.get_input_embeddings()).weight, output_layer(model)
+
+        def initialised(old: Tensor) -> InitialisedRows:
+            contexts = _contexts(data, set(settings.languages or recipe.languages))
+            new, origins, how = extended.tokenizer, extended.origins, settings.initialisation
+            return initialise_rows(old, tokenizer, new, origins, how, texts=contexts, seed=recipe.seed)
+
+        rows = initialised(table_of(model))
+        # A head of its own (EuroBERT) would give all new pieces the same row, and with it the same probability.
+        tied = head is None or head.weight is table
+        head_rows = None if tied else initialised(cast(nn.Linear, head).weight.detach()).table
+        replace_vocabulary(model, rows.table, extended.origins, extended.tokenizer, head_rows=head_rows)
         counts, final = rows.summary, extended.tokenizer
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)

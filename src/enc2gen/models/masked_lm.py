@@ -28,7 +28,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from enc2gen.data.masking import MaskedBatch, MaskedExample, Masker, MaskingConfig, masked_batches
-from enc2gen.encoders.loading import EMBEDDED_PREFIX, load_encoder
+from enc2gen.encoders.loading import EMBEDDED_PREFIX, has_masked_lm_head, load_encoder
 from enc2gen.errors import DataError, ModelError
 from enc2gen.models.linear_cross_entropy import linear_cross_entropy, without_projection
 from enc2gen.models.token_loss import TokenLoss
@@ -137,8 +137,8 @@ def load_masked_lm(name: str | os.PathLike[str]) -> PreTrainedModel:
     """
     name = os.fspath(name)
     encoder = load_encoder(name)  # checks the family and that the encoder's weights are complete
-    trained = any(str(kind).endswith("ForMaskedLM") for kind in encoder.config.architectures or ())
-    if name.startswith(EMBEDDED_PREFIX) or encoder.config.model_type not in _HEADS or not trained:
+    trained = encoder.config.model_type in _HEADS and has_masked_lm_head(encoder.config)
+    if name.startswith(EMBEDDED_PREFIX) or not trained:
         return encoder
     model, info = AutoModelForMaskedLM.from_pretrained(name, dtype="float32", output_loading_info=True)
     prefix = f"{model.base_model_prefix}."

@@ -8,8 +8,10 @@ that a script which has nothing in common with the old vocabulary still gets nei
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,7 +42,7 @@ class StaticVectorsConfig(BaseModel):
         le=1,
         description="Exponent of context counts (Levy, Goldberg & Dagan 2015).",
     )
-    max_texts: int = Field(default=200_000, ge=1, description="Read this many texts at most: bounds time and memory.")
+    max_texts: int = Field(default=200_000, ge=1, description="Learn from this many texts at most, a random sample.")
 
 
 @dataclass
@@ -84,7 +86,8 @@ def train_static_vectors(
         tokenizer: a fast tokenizer; reads text that spells a special token as plain text from now on.
         texts: plain lines and (source, target) pairs, in any mixture.
         config: defaults if None.
-        seed: of the random start of the factorisation. The same texts and seed give the same vectors.
+        seed: of the sample of texts and of the random start of the factorisation. The same texts and seed give the
+            same vectors.
 
     Raises:
         DataError: no text holds two known pieces, or a text is neither a str nor a pair of them.
@@ -93,7 +96,7 @@ def train_static_vectors(
     config = config or StaticVectorsConfig()
     size = len(tokenizer)
     counter = _Counter(size, config.window)
-    for batch in _batches(_limited(texts, config.max_texts)):
+    for batch in _batches(_sampled(texts, config.max_texts, seed)):
         counter.add(*_split(tokenizer, batch))
     occurrences = counter.occurrences.copy()
     occurrences[_unusable(tokenizer, size)] = 0
@@ -148,8 +151,23 @@ def read_static_vectors(tokenizer: PreTrainedTokenizerBase, path: str | Path) ->
     return _scatter(sums[used] / counts[used, None], used, size)
 
 
-def _limited(texts: Texts, limit: int) -> Iterator[str | tuple[str, str]]:
-    for text in itertools.islice(texts, limit):
+def _sampled(texts: Texts, limit: int, seed: int) -> list[str | tuple[str, str]]:
+    """All texts, or `limit` of them drawn at random where there are more (Vitter 1985, algorithm R), in their order.
+
+    The first ones alone would be those of the first file: a language in a later one would get no vectors.
+    """
+    kept: list[tuple[int, str | tuple[str, str]]] = []
+    draw = random.Random(seed)
+    for number, text in enumerate(_checked(texts)):
+        if number < limit:
+            kept.append((number, text))
+        elif (place := draw.randrange(number + 1)) < limit:
+            kept[place] = number, text
+    return [text for _, text in sorted(kept, key=itemgetter(0))]
+
+
+def _checked(texts: Texts) -> Iterator[str | tuple[str, str]]:
+    for text in texts:
         if not isinstance(text, str) and not (len(text) == 2 and all(isinstance(side, str) for side in text)):
             raise DataError(
                 f"a text must be a str or a (source, target) pair of them, not {text!r:.80}",

@@ -21,8 +21,9 @@ from enc2gen.corpora.languages import default_script, dominant_script, normalise
 from enc2gen.errors import DataError
 from enc2gen.tokenization.inventory import PieceInventory, piece_inventory
 from enc2gen.tokenization.round_trip import loss_kinds, normalised
-from enc2gen.tokenization.tokenizer import protect_special_tokens
+from enc2gen.tokenization.tokenizer import encode_whole, protect_special_tokens
 from enc2gen.tokenization.units import count_units
+from enc2gen.tokenization.unknown import UnknownText
 
 Verdict = Literal["fine", "gaps", "costly", "unreadable"]
 
@@ -62,7 +63,7 @@ class Coverage:
         lines: texts measured.
         characters: characters in them, white space not counted.
         tokens: tokens they are split into.
-        unknown_rate: share (0 to 1) of the characters that become the unknown token.
+        unknown_rate: share (0 to 1) of the characters that become the unknown token, or none at all.
         fertility: tokens per unit; None if there is none, as in punctuation.
         fertility_unit: "word", "syllable" (Tibetan) or "character" (other scripts without word spaces), the
             commonest here; each run of text is counted in the units of its own script.
@@ -151,7 +152,7 @@ def coverage(
         identifier: tells the language; lid.176 if None.
 
     Raises:
-        ModelError: the tokenizer is slow.
+        ModelError: the tokenizer is slow, or has no unknown token where it needs one.
         LanguageError: a tag is unknown.
         DataError: there is no text, or one with lone surrogates.
     """
@@ -183,7 +184,10 @@ def _batches(texts: Iterable[tuple[str, str | None]]) -> Iterator[list[tuple[str
     for text, language in texts:
         for start in range(0, len(text), MAX_CHARACTERS):
             part = text[start : start + MAX_CHARACTERS]
-            if part.isspace():
+            # Tokenizers do not give spaces at an end back, which is no loss where the end is only that of a part.
+            part = part.lstrip() if start else part
+            part = part.rstrip() if start + MAX_CHARACTERS < len(text) else part
+            if not part or part.isspace():
                 continue
             batch.append((part, language))
             size += len(part)
@@ -272,25 +276,17 @@ class _Counter:
         self.tokenizer = tokenizer
         self.backend = protect_special_tokens(tokenizer)  # switches truncation off, too
         self.backend.no_padding()
-        self.unknown_id = tokenizer.unk_token_id
+        self.finder = UnknownText(tokenizer)
+        self.unknown_id = self.finder.unknown_id
         self.tallies: dict[_Group, _Tally] = defaultdict(_Tally)
 
     def add(self, texts: list[str], groups: Sequence[_Group]) -> None:
-        try:
-            encodings = self.backend.encode_batch(texts, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError) as error:
-            raise DataError(
-                f"a text cannot be encoded: {error}", remedy="texts must be str without lone surrogates"
-            ) from error
+        encodings = encode_whole(self.backend, texts, offsets=True)
         ids = [encoding.ids for encoding in encodings]
         known = [[i for i in row if i != self.unknown_id] if self.unknown_id in row else row for row in ids]
         decoded = self.backend.decode_batch(known, skip_special_tokens=True)
         for text, group, row, encoding, back in zip(texts, groups, ids, encodings, decoded, strict=True):
-            unknown: list[str] = []
-            if self.unknown_id in row:
-                spans = zip(row, encoding.offsets, strict=True)
-                unknown = [text[start:end] for i, (start, end) in spans if i == self.unknown_id]
-            self.tallies[group].add(text, row, unknown, back)
+            self.tallies[group].add(text, row, self.finder.stretches(text, encoding), back)
 
     def report(self, guesses: Mapping[str, Counter[str]]) -> CoverageReport:
         inventory = piece_inventory(self.tokenizer)
@@ -343,9 +339,8 @@ class _Counter:
         """The characters most often lost. A word that is unknown as a whole (WordPiece) is lost for some of its
         characters only: those that are unknown alone, if there are any."""
         alone = self.backend.encode_batch(list(tally.unknown_characters), add_special_tokens=False)
-        culprits = {
-            c for c, encoding in zip(tally.unknown_characters, alone, strict=True) if self.unknown_id in encoding.ids
-        }
+        pairs = zip(tally.unknown_characters, alone, strict=True)
+        culprits = {c for c, encoding in pairs if self.finder.is_unknown(c, encoding)}
         unknown = Counter({c: n for c, n in tally.unknown_characters.items() if not culprits or c in culprits})
         lost = unknown + tally.changed_characters
         ordered = sorted(lost.items(), key=lambda entry: (-entry[1], entry[0]))[:_BROKEN_LISTED]

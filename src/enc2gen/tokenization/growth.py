@@ -43,6 +43,8 @@ KEEP_CORPUS = "corpus"
 _RARE = 2  # with byte fallback, a character gets a piece from this count on; our choice
 _SELECTORS = "VARIATION"  # first name of characters that are marks to Unicode but of no script
 _NNBSP = "\u202f"  # a space to Unicode, part of the word in Mongolian
+# All white space but NNBSP.
+_OTHER_SPACES = r"[\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{205f}\x{3000}]+"
 _CONTINUATION = range(0x80, 0xC0)  # bytes of a UTF-8 character after its first
 
 
@@ -122,9 +124,14 @@ class VocabularyGrowth:
             new = {name for name, count in missing.items() if 2 * count > totals[name] and name != _SELECTORS}
             wanted |= {c for c in seen if first_name(c) in new}
         altered = altered_characters(state["normalizer"], wanted)
+        drops = _NNBSP in wanted and not self._byte_level and _drops_nnbsp(state["pre_tokenizer"])
         state["normalizer"] = exempt_characters(state["normalizer"], altered)
-        still = altered_characters(state["normalizer"], altered)
-        return [character for character in altered if character not in still], still
+        still = set(altered_characters(state["normalizer"], altered))
+        if drops and _NNBSP not in still:
+            state["pre_tokenizer"] = _without_nnbsp(state["pre_tokenizer"])
+            still |= {_NNBSP} if _drops_nnbsp(state["pre_tokenizer"]) else set()
+        altered = sorted({*altered, _NNBSP} if drops else altered)
+        return [character for character in altered if character not in still], sorted(still)
 
     def _words(self, texts: Sequence[str]) -> Counter[str]:
         """Pre-tokens -> count."""
@@ -167,7 +174,9 @@ class VocabularyGrowth:
         found = sorted(frequent.union(self._named))
         if self.kind == "WordPiece":
             prefix = self._state["model"]["continuing_subword_prefix"]
-            found = [form for c in found for form in (c, prefix + c)]
+            # Punctuation and Chinese are words by themselves, never parts of one.
+            inner = {c for word in words if len(word) > 1 for c in word}
+            found = [form for c in found for form in (c, prefix + c) if form == c or c in inner or c not in counts]
         return [piece for piece in found if piece not in self._known and (piece == _NNBSP or not piece.isspace())]
 
     def _learn_merges(self, words: Counter[str], largest: int) -> list[Merge]:
@@ -270,6 +279,25 @@ _NO_STEPS: dict[str, Any] = {
 def _is_kept(character: str) -> bool:
     """Whether a character can be kept at all: spaces part words, and controls serve character maps as tools."""
     return character == _NNBSP or not (character.isspace() or unicodedata.category(character) == "Cc")
+
+
+def _drops_nnbsp(splitter: dict[str, Any] | None) -> bool:
+    """Whether the (serialised) pre-tokenizer drops the narrow no-break space."""
+    if splitter is None:
+        return False
+    bare = {**json.loads(Tokenizer(BPE()).to_str()), "pre_tokenizer": splitter}
+    step = Tokenizer.from_str(json.dumps(bare)).pre_tokenizer
+    return _NNBSP not in "".join(word for word, _ in step.pre_tokenize_str(f"a{_NNBSP}a"))
+
+
+def _without_nnbsp(splitter: dict[str, Any]) -> dict[str, Any]:
+    """The serialised pre-tokenizer; if it splits at white space, no longer at narrow no-break spaces."""
+    if splitter["type"] == "Sequence":
+        return {**splitter, "pretokenizers": [_without_nnbsp(step) for step in splitter["pretokenizers"]]}
+    if splitter["type"] != "WhitespaceSplit":
+        return splitter
+    pattern = {"Regex": _OTHER_SPACES}
+    return {"type": "Split", "pattern": pattern, "behavior": "Removed", "invert": False}
 
 
 def _letter_controls(texts: Sequence[str]) -> set[str]:

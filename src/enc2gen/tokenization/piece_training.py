@@ -51,13 +51,15 @@ def training_units(words: Mapping[str, int]) -> Counter[str]:
     """
     runs: dict[str, list[str]] = {}
     shared = [WORD_START]
-    for character in {c for word in words for c in word}:
-        kind = unicodedata.category(character)
+    characters = sorted({c for word in words for c in word})
+    loose = {c: unicodedata.category(c) in ("Mn", "Cf", "Me") for c in characters}
+    # Letters first: whether a mark is of a script of its own depends on them.
+    for character in sorted(characters, key=loose.__getitem__):
         if character in _SYLLABLE_ENDS:
             runs.setdefault("TIBETAN", []).append(character)
-        elif kind in ("Mn", "Cf", "Me") and first_name(character) not in runs:
+        elif loose[character] and first_name(character) not in runs:
             shared.append(character)
-        elif kind[0] in "LM":
+        elif loose[character] or unicodedata.category(character)[0] in "LM":
             runs.setdefault(first_name(character), []).append(character)
     marks = "".join(sorted(map(re.escape, shared[1:])))
     kinds = [f"[{''.join(sorted(map(re.escape, found)))}{marks}]+" for _, found in sorted(runs.items())]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError
+from enc2gen.errors import ConfigError, DataError, LanguageError, ModelError, first_line
 from enc2gen.tokenization.examples import IGNORED_LABEL
 from enc2gen.tokenization.layout import TextLayout, filled
 
@@ -80,14 +80,24 @@ def protect_special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     tokenizer.init_kwargs["split_special_tokens"] = True  # what is saved
     backend.encode_special_tokens = True
     specials = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-    specials.pop(str(tokenizer.unk_token), None)  # any text may become unknown, whatever it spells
+    unknown = [] if tokenizer.unk_token is None else [str(tokenizer.unk_token)]
+    for token in unknown:
+        specials.pop(token, None)  # any text may become unknown, whatever it spells
     backend.no_truncation()
-    readable = [t for t, i in specials.items() if i in backend.encode(t, add_special_tokens=False).ids]
+    readable = [t for t, i in specials.items() if _is_read(backend, t, i)]
     if any(len(token) > 1 for token in readable):
-        guard = special_token_guard([*readable, str(tokenizer.unk_token)])
+        guard = special_token_guard([*readable, *unknown])
         present = backend.pre_tokenizer
         backend.pre_tokenizer = guard if present is None else pre_tokenizers.Sequence([present, guard])
     return backend
+
+
+def _is_read(backend: Tokenizer, token: str, index: int) -> bool:
+    """Whether text that spells `token` becomes this id."""
+    try:
+        return index in backend.encode(token, add_special_tokens=False).ids
+    except Exception:  # tokenizers raises bare exceptions: the model has no unknown token and refuses such text
+        return False
 
 
 def language_token(tag: str) -> str:
@@ -100,11 +110,14 @@ def language_token(tag: str) -> str:
 def add_language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> dict[str, int]:
     """Add the missing language tokens at the end of the vocabulary, as special tokens; return tag -> id.
 
+    An ordinary added token of this spelling (Gemma's has `<tr>` and `<th>` for HTML) becomes a special one: text that
+    spells it is plain text from then on.
+
     Raises:
         ModelError: the tokenizer is not a fast one.
         LanguageError: a tag is malformed, or its token has another role (`pad`, Paumarí, would be `<pad>`).
     """
-    fast_backend(tokenizer)
+    backend = fast_backend(tokenizer)
     named = tokenizer.special_tokens_map.items()
     roles = {str(token): role for role, token in named if isinstance(token, str)}
     tokens = {tag: language_token(tag) for tag in languages}
@@ -114,8 +127,8 @@ def add_language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[
                 f"the token {token} of language {tag!r} is already this tokenizer's {roles[token]}",
                 remedy=f"name the script too, for example {tag}-Latn",
             )
-    vocabulary = tokenizer.get_added_vocab()
-    missing = [token for token in dict.fromkeys(tokens.values()) if token not in vocabulary]
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    missing = [token for token in dict.fromkeys(tokens.values()) if token not in special]
     if missing:
         added: list[Any] = [AddedToken(token, special=True, normalized=False) for token in missing]
         tokenizer.add_special_tokens({"extra_special_tokens": added}, replace_extra_special_tokens=False)
@@ -124,18 +137,36 @@ def add_language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[
 
 
 def encode_pieces(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text, without special tokens and without a limit; `DataError` if one is not valid Unicode."""
+    """Ids of each text, without special tokens and without a limit; raises as `encode_whole`."""
+    backend.encode_special_tokens = True  # calls of the tokenizer that owns the pipeline may have changed it
+    return [encoding.ids for encoding in encode_whole(backend, texts)]
+
+
+def encode_whole(backend: Tokenizer, texts: Sequence[str], *, offsets: bool = False) -> list[Any]:
+    """Encodings of texts, without special tokens, limit and padding.
+
+    Args:
+        offsets: with the places of the tokens in the text, which takes longer.
+
+    Raises:
+        DataError: a text is not valid Unicode, or no text.
+        ModelError: a text holds what is unknown to the model, and the model has no unknown token to say so.
+    """
     # Calls of the tokenizer that owns the pipeline may have changed these.
-    backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
+    encode = backend.encode_batch if offsets else backend.encode_batch_fast
     try:
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return encode(list(texts), add_special_tokens=False)
     except (TypeError, UnicodeEncodeError) as error:
         raise DataError(
             f"a text cannot be encoded: {error}", remedy="texts must be str without lone surrogates"
         ) from error
-    return [encoding.ids for encoding in encodings]
+    except Exception as error:  # tokenizers raises bare exceptions
+        raise ModelError(
+            f"the tokenizer cannot encode a text ({first_line(error)})",
+            remedy="give its model an unknown token (unk_id or unk_token in tokenizer.json) that is in the vocabulary",
+        ) from error
 
 
 def cut_text(backend: Tokenizer, text: str, most: int) -> tuple[str, bool]:

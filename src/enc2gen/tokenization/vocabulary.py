@@ -29,7 +29,8 @@ from enc2gen.tokenization.pieces import (
     script,
     wrap_backend,
 )
-from enc2gen.tokenization.tokenizer import protect_special_tokens
+from enc2gen.tokenization.tokenizer import encode_whole, protect_special_tokens
+from enc2gen.tokenization.unknown import UnknownText
 
 
 @dataclass
@@ -57,7 +58,8 @@ def trim_vocabulary(
     Kept, in this order of new ids: special and added tokens (language tokens too), then in old order every
     piece that `texts` are split into, `keep`, and every single-character piece of the scripts in `texts`, so
     that unseen text of those scripts can still be spelt. Of BPE vocabularies also every piece that these are
-    merged from, and in byte-level ones every byte. Each text is split into the same pieces as before.
+    merged from, and in byte-level ones every byte. Each text is split into the same pieces as before. Added tokens
+    that are read at some places of a text only (whole words, say) come last: they must be no pieces of the model.
 
     Args:
         tokenizer: the fast tokenizer to cut; left as it is, but no longer reads text as special tokens.
@@ -88,24 +90,25 @@ def trim_vocabulary(
     if max_size is not None:
         room = max_size - len(first)
         _fill(chosen, room, _likeliest(state["model"], cores, chosen.union(first), scripts), state["model"], pieces)
-    kept_ids = [*first, *sorted(chosen)]
-    trimmed = Tokenizer.from_str(json.dumps(_rewrite(state, pieces, kept_ids)))
+    last = _outer_ids(state, backend)
+    kept_ids = [*(i for i in first if i not in last), *sorted(chosen), *last]
+    trimmed = Tokenizer.from_str(json.dumps(_rewrite(state, pieces, kept_ids, len(last))))
     return TrimmedVocabulary(wrap_backend(tokenizer, trimmed), kept_ids)
 
 
 def unknown_rate(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    """Share (0 to 1) of the texts' non-space characters that the tokenizer can only write as unknown.
+    """Share (0 to 1) of the texts' non-space characters that the tokenizer can only write as unknown, or drops.
 
     Raises:
-        ModelError: the tokenizer is not a fast one.
+        ModelError: the tokenizer is not a fast one, or has no unknown token where it needs one.
+        DataError: a text has lone surrogates.
     """
     backend = protect_special_tokens(tokenizer)
-    texts = list(texts)
+    texts, finder = list(texts), UnknownText(tokenizer)
     unknown = total = 0
-    for text, encoding in zip(texts, _encode(backend, texts, offsets=True), strict=True):
+    for text, encoding in zip(texts, encode_whole(backend, texts, offsets=True), strict=True):
         total += _visible(text)
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        unknown += sum(_visible(text[start:end]) for i, (start, end) in spans if i == tokenizer.unk_token_id)
+        unknown += sum(map(_visible, finder.stretches(text, encoding)))
     return unknown / total if total else 0.0
 
 
@@ -113,25 +116,46 @@ def _visible(text: str) -> int:
     return len("".join(text.split()))
 
 
-def _encode(backend: Tokenizer, texts: list[str], *, offsets: bool = False) -> list[Any]:
-    backend.no_truncation()
-    backend.no_padding()
-    encode = backend.encode_batch if offsets else backend.encode_batch_fast
-    return encode(texts, add_special_tokens=False)
-
-
 def _first_ids(tokenizer: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> list[int]:
-    """Old ids of special and added tokens and of the unknown piece, ascending."""
+    """Old ids of special and added tokens, of the unknown piece and of what the post-processor inserts, ascending."""
     model = state["model"]
     unknown = model["unk_id"] if model["type"] == "Unigram" else model["vocab"].get(model["unk_token"])
     found = {token["id"] for token in state["added_tokens"]} | set(tokenizer.all_special_ids)
     found |= set() if unknown is None else {unknown}
+    return sorted(found | _inserted_ids(state["post_processor"] or {}))
+
+
+def _inserted_ids(processor: Mapping[str, Any]) -> set[int]:
+    """Ids that a post-processor inserts, whether or not they are registered as special tokens."""
+    found = {processor[field][1] for field in ("sep", "cls") if field in processor}
+    found.update(*(token["ids"] for token in processor.get("special_tokens", {}).values()))
+    return found.union(*map(_inserted_ids, processor.get("processors", ())))
+
+
+def _outer_ids(state: Mapping[str, Any], backend: Tokenizer) -> list[int]:
+    """Ids, ascending, of added tokens that are no pieces and must not become any.
+
+    Unigram and WordPiece models look for all their pieces everywhere. An added token that is read only as a whole
+    word, before normalisation or at the start of a text would as a piece be found at the other places, too.
+    """
+    model = state["model"]
+    if model["type"] == "BPE":  # no merge makes them
+        return []
+    known = {piece for piece, _ in model["vocab"]} if model["type"] == "Unigram" else model["vocab"].keys()
+    normaliser = backend.normalizer
+    found = []
+    for token in state["added_tokens"]:
+        text = token["content"]
+        written = normaliser.normalize_str(text) if normaliser else text
+        everywhere = token["normalized"] and not token["single_word"] and (written == text or text not in written)
+        if not (token["special"] or everywhere or text in known):
+            found.append(token["id"])
     return sorted(found)
 
 
 def _usage(backend: Tokenizer, texts: list[str]) -> tuple[set[int], set[str]]:
     """Ids that the texts are split into, and the characters of the normalised texts."""
-    used = {i for encoding in _encode(backend, texts) for i in encoding.ids}
+    used = {i for encoding in encode_whole(backend, texts) for i in encoding.ids}
     normaliser = backend.normalizer
     characters: set[str] = set()
     for text in texts:
@@ -175,19 +199,27 @@ def _failed_matches(model: Mapping[str, Any], backend: Tokenizer, texts: list[st
     vocabulary, prefix = model["vocab"], model["continuing_subword_prefix"]
     normaliser, splitter = backend.normalizer, backend.pre_tokenizer
     words: set[str] = set()
-    for text, encoding in zip(texts, _encode(backend, texts), strict=True):
+    for text, encoding in zip(texts, encode_whole(backend, texts), strict=True):
         if vocabulary.get(model["unk_token"]) in encoding.ids:
             text = normaliser.normalize_str(text) if normaliser else text
             words.update(word for word, _ in splitter.pre_tokenize_str(text)) if splitter else words.add(text)
-    return {i for word in words for i in _longest_matches(word, vocabulary, prefix)}
+    # Longer words are unknown without any match.
+    words = {word for word in words if len(word) <= model["max_input_chars_per_word"]}
+    longest = max(map(len, vocabulary), default=0)
+    return {i for word in words for i in _longest_matches(word, vocabulary, prefix, longest)}
 
 
-def _longest_matches(word: str, vocabulary: Mapping[str, int], prefix: str) -> list[int]:
-    """Ids that greedy longest-match splitting takes from the start of `word` until nothing matches."""
+def _longest_matches(word: str, vocabulary: Mapping[str, int], prefix: str, longest: int) -> list[int]:
+    """Ids that greedy longest-match splitting takes from the start of `word` until nothing matches.
+
+    No piece has more than `longest` characters.
+    """
     found, start = [], 0
     while start < len(word):
         head = prefix if start else ""
-        ends = (end for end in range(len(word), start, -1) if head + word[start:end] in vocabulary)
+        ends = (
+            end for end in range(min(len(word), start + longest), start, -1) if head + word[start:end] in vocabulary
+        )
         if (end := next(ends, None)) is None:
             break
         found.append(vocabulary[head + word[start:end]])
@@ -233,13 +265,17 @@ def _likeliest(model: Mapping[str, Any], cores: Sequence[str], present: set[int]
     return sorted(found, key=lambda i: -model["vocab"][i][1]) if model["type"] == "Unigram" else found
 
 
-def _rewrite(state: dict[str, Any], pieces: Sequence[str], kept_ids: Sequence[int]) -> dict[str, Any]:
-    """The tokenizer's serialised form with only `kept_ids`, renumbered; everything else as it was."""
+def _rewrite(state: dict[str, Any], pieces: Sequence[str], kept_ids: Sequence[int], outer: int) -> dict[str, Any]:
+    """The tokenizer's serialised form with only `kept_ids`, renumbered; everything else as it was.
+
+    The last `outer` ids are added tokens that are no pieces of the model.
+    """
     new_id = {old: new for new, old in enumerate(kept_ids)}
     model = state["model"]
-    names = [pieces[i] for i in kept_ids]
+    inner = kept_ids[: len(kept_ids) - outer]
+    names = [pieces[i] for i in inner]
     if model["type"] == "Unigram":
-        scores = [model["vocab"][i][1] if i < len(model["vocab"]) else 0.0 for i in kept_ids]
+        scores = [model["vocab"][i][1] if i < len(model["vocab"]) else 0.0 for i in inner]
         model["vocab"] = [list(entry) for entry in zip(names, scores, strict=True)]
         model["unk_id"] = None if model["unk_id"] is None else new_id[model["unk_id"]]
     else:
@@ -248,7 +284,8 @@ def _rewrite(state: dict[str, Any], pieces: Sequence[str], kept_ids: Sequence[in
         # Also merges that no text needs: unseen text is then split more nearly as before.
         merges = merge_pairs(model)
         model["merges"] = [list(m) for m in merges if {*m, "".join(m)} <= model["vocab"].keys()]
-    state["added_tokens"] = [{**token, "id": new_id[token["id"]]} for token in state["added_tokens"]]
+    added = [{**token, "id": new_id[token["id"]]} for token in state["added_tokens"]]
+    state["added_tokens"] = sorted(added, key=lambda token: token["id"])  # those beyond the model are counted on
     if state["post_processor"]:
         _renumber_processor(state["post_processor"], new_id)
     return {**state, "truncation": None, "padding": None}

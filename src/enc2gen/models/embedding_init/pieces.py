@@ -16,7 +16,6 @@ from enc2gen.tokenization.tokenizer import fast_backend
 Notation = Literal["space mark", "continuation", "bytes"]
 
 _SPACE = "▁"  # SentencePiece's space
-_CONTINUATION = "##"  # WordPiece's mark of a piece inside a word
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # pieces of byte fallback
 
 
@@ -34,14 +33,20 @@ class PieceForm(NamedTuple):
 def piece_forms(tokenizer: PreTrainedTokenizerBase) -> list[PieceForm | None]:
     """Form of every id; None for added and special tokens, bytes, and ids without a piece."""
     backend = fast_backend(tokenizer)
-    how = notation(backend)
+    how, inside = notation(backend), _continuation(backend)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     special = {*backend.get_added_tokens_decoder(), *tokenizer.all_special_ids, tokenizer.unk_token_id}
     forms: list[PieceForm | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for piece, index in vocabulary.items():
         if index not in special and not _BYTE.fullmatch(piece):
-            forms[index] = _form(piece, how)
+            forms[index] = _form(piece, how, inside)
     return forms
+
+
+def _continuation(backend: Tokenizer) -> str:
+    """WordPiece's mark of a piece inside a word, mostly "##"; "" for other kinds."""
+    mark: str = getattr(backend.model, "continuing_subword_prefix", None) or ""
+    return mark if type(backend.model).__name__ == "WordPiece" else ""
 
 
 def notation(backend: Tokenizer) -> Notation:
@@ -60,10 +65,10 @@ def _byte_letters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-def _form(piece: str, how: Notation) -> PieceForm:
+def _form(piece: str, how: Notation, mark: str) -> PieceForm:
     if how == "continuation":
-        inside = piece.startswith(_CONTINUATION) and len(piece) > len(_CONTINUATION)
-        return PieceForm(piece.removeprefix(_CONTINUATION) if inside else piece, not inside)
+        inside = bool(mark) and piece.startswith(mark) and len(piece) > len(mark)
+        return PieceForm(piece.removeprefix(mark) if inside else piece, not inside)
     if how == "bytes":
         letters = _byte_letters()
         if all(letter in letters for letter in piece):
@@ -127,7 +132,7 @@ class Splitter:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = fast_backend(tokenizer)
-        self._how = notation(self._backend)
+        self._how, self._continuation = notation(self._backend), _continuation(self._backend)
         self._forms = piece_forms(tokenizer)
         self._vocabulary = self._backend.get_vocab(with_added_tokens=False)
 
@@ -149,7 +154,7 @@ class Splitter:
         """Greedy longest matches from the left, as WordPiece splits, but past characters that nothing spells."""
         ids, start, text = [], 0, form.text
         while start < len(text):
-            mark = "" if form.starts_word and not start else _CONTINUATION
+            mark = "" if form.starts_word and not start else self._continuation
             ends = (end for end in range(len(text), start, -1) if mark + text[start:end] in self._vocabulary)
             end = next(ends, None)
             if end is not None:

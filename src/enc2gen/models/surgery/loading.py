@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 
 from enc2gen.encoders.donor import donor_for, supported_model_types
 from enc2gen.encoders.embedded import EMBEDDED
-from enc2gen.encoders.loading import EMBEDDED_PREFIX, load_encoder, load_tokenizer
+from enc2gen.encoders.loading import EMBEDDED_PREFIX, has_masked_lm_head, load_encoder, load_tokenizer
 from enc2gen.encoders.weights import check_complete, reading_weights
 from enc2gen.errors import ModelError, first_line
 from enc2gen.models.swcm import SwcmConfig, SwcmForConditionalGeneration
@@ -75,7 +75,7 @@ def _load(name: str, config: Any) -> PreTrainedModel:
             + ", ".join(supported_model_types()),
         )
     donor_for(config)
-    if any(architecture.endswith("ForMaskedLM") for architecture in config.architectures or ()):
+    if has_masked_lm_head(config):
         return _load_whole(AutoModelForMaskedLM, name, dtype="float32")
     return load_encoder(name)
 
