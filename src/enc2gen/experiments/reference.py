@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+import enc2gen.data.name_kinds  # noqa: F401  registers a task
 from enc2gen.corpora.cleaning import CleaningConfig
 from enc2gen.corpora.language_id import LANGUAGE_IDENTIFIERS
 from enc2gen.data.classification import CLASSIFICATION_TASKS, ClassificationTask
