@@ -52,7 +52,8 @@ _REMEDY = 'give a BCP 47 tag such as "kk", "ug", "zh-Hant" or "mn-Mong"'
 def normalise_language(tag: str, *, where: str | None = None) -> str:
     """Return the canonical BCP 47 spelling of `tag`: "KK" -> "kk", "kaz" -> "kk", "zh_Hant" -> "zh-Hant".
 
-    A script that the language is written in anyway is dropped ("kk-Cyrl" -> "kk").
+    A script that the language is written in anyway is dropped ("kk-Cyrl" -> "kk", "uig_Arab" -> "ug"), but where a
+    region is named, too ("zh-Hant-TW").
 
     Raises:
         LanguageError: `tag` names no language; the remedy suggests one if `tag` looks like a language's name.
@@ -66,7 +67,9 @@ def normalise_language(tag: str, *, where: str | None = None) -> str:
     language = langcodes.Language.get(standard).language if valid else None
     if language is None or language in _NO_LANGUAGE or language.startswith("x-"):
         raise LanguageError(f"unknown language tag {tag!r}", where=where, remedy=_suggestion(cleaned))
-    return standard
+    alone, _, script = standard.partition("-")  # IANA's registry suppresses a script for some languages only
+    usual = default_script(alone)
+    return alone if script and script in (usual, "Hang" if usual == "Kore" else usual) else standard
 
 
 def normalise_languages(tags: Iterable[str], *, where: str | None = None) -> list[str]:

@@ -178,7 +178,7 @@ class Generator:
         return self._known(given, "target_language")
 
     def _known(self, tag: str, where: str) -> str:
-        language = normalise_language(tag, where=where)
+        language = tag if tag in self.languages else normalise_language(tag, where=where)
         if language not in self.languages:
             raise LanguageError(
                 f"this model does not know language {language!r}",
