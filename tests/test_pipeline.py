@@ -496,6 +496,17 @@ def test_evaluation_files_of_one_name_count_each(tmp_path: Path) -> None:
     assert sorted(_prepare([source], tmp_path / "new", tests)) == sorted(lines[2:])
 
 
+def test_a_prepared_corpus_is_its_texts_and_nothing_else(tmp_path: Path) -> None:
+    lines = _sentences(12)
+    (tmp_path / "corpus.txt").write_text("\n".join([*lines, lines[0]]), encoding="utf-8")
+    config = CleaningConfig(language="bo", filter_language=False)
+    prepare_corpus([str(tmp_path / "corpus.txt")], tmp_path / "one" / "bo", config, workers=1, explain=True)
+    assert list((tmp_path / "one" / "bo" / "dropped").iterdir())
+    other = _sentences(1, seed=9)[0]
+    (tmp_path / "one" / "report.json").write_text(json.dumps({"text": other}), encoding="utf-8")  # not ours
+    assert sorted(_prepare([tmp_path / "one"], tmp_path / "two")) == sorted([*lines, other])
+
+
 def test_links_keep_their_own_names(tmp_path: Path) -> None:
     lines = _sentences(12)
     for number, language in enumerate(("kk", "ug")):

@@ -132,7 +132,8 @@ def _texts_in_line(side: str, split: str) -> Iterator[str]:
 def source_files(path: Path, format: str | None = None, *, leave_out: Path | None = None) -> list[Path]:
     """Return the files that `read_records` reads for a path: itself, or a folder's readable files, sorted.
 
-    Hidden files and folders are left out. Links to folders are followed, no folder is read twice.
+    Hidden files and folders are left out, as is what `enc2gen prepare` wrote beside its shards. Links to folders are
+    followed, no folder is read twice.
 
     Args:
         leave_out: a folder below `path` that does not count.
@@ -151,6 +152,8 @@ def source_files(path: Path, format: str | None = None, *, leave_out: Path | Non
     if format is not None and format not in FORMATS:
         raise FORMATS.unknown(format, where=str(path))
     inside = _files_below(path, leave_out)
+    beside = _beside_shards(inside)
+    inside = [file for file in inside if not beside & {file, file.parent}]
     files = [file for file in inside if (found := EXTENSIONS.get(known_extension(file))) and format in (None, found)]
     if not files:
         packed = next((file for file in inside if _is_unread(file)), None)
@@ -160,6 +163,14 @@ def source_files(path: Path, format: str | None = None, *, leave_out: Path | Non
             remedy=(f"unpack {packed.name} and the like; " if packed else "") + f"put files there: {_known()}",
         )
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _beside_shards(files: Sequence[Path]) -> set[Path]:
+    """Files and folders of prepared corpora that are not their texts: settings, figures, dropped lines."""
+    from enc2gen.corpora.shards import MANIFEST, read_manifest  # which reads shards with this module
+
+    corpora = [file.parent for file in files if file.name == MANIFEST and read_manifest(file.parent) is not None]
+    return {corpus / name for corpus in corpora for name in (MANIFEST, "report.json", "dropped")}
 
 
 def unread_files(path: Path) -> list[Path]:
