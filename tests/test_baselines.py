@@ -73,6 +73,29 @@ def test_warm_start_copies_the_encoder_into_both_sides() -> None:
     )
 
 
+def test_a_warm_started_decoder_of_some_layers_starts_from_those() -> None:
+    encoder = tiny_encoder(layers=6)
+    model = build_system(
+        "warm-start", encoder, tokenizer=tiny_tokenizer(), languages=["kk"], seed=0,
+        options={"encoder_layers": [0, 2, 3, 5], "donor_layers": [2, 5]},
+    )  # fmt: skip
+    state, below = encoder.state_dict(), model.decoder.base_model.state_dict()
+    assert (model.config.encoder.num_hidden_layers, model.config.decoder.num_hidden_layers) == (4, 2)
+    assert not any(name.startswith("encoder.layer.2.") for name in below)
+    for place, donor in enumerate((2, 5)):
+        own, source = f"encoder.layer.{place}.output.dense.weight", f"encoder.layer.{donor}.output.dense.weight"
+        assert torch.equal(below[own], state[source])
+    assert torch.equal(
+        model.encoder.state_dict()["encoder.layer.3.output.dense.bias"], state["encoder.layer.5.output.dense.bias"]
+    )
+    origins = {tensor.name: tensor for tensor in model.init_report.tensors}
+    copied = origins["decoder.roberta.encoder.layer.1.attention.self.query.weight"]
+    assert (copied.origin, copied.source) == ("copied", "encoder.layer.3.attention.self.query.weight")
+    assert model.init_report.plan == ["encoder:1", "encoder:3"]
+    with pytest.raises(ConfigError, match=r"donor layers \[4\] are not among"):
+        build("warm-start", encoder_layers=[0, 2], donor_layers=[4])
+
+
 def test_mbart_shaped_is_mbart_of_the_grown_models_size() -> None:
     encoder = tiny_encoder(layers=6)
     grown, mbart = (

@@ -20,7 +20,7 @@ from enc2gen.models.mbart import mbart_shaped, set_generation_defaults
 from enc2gen.models.pretrained import pretrained
 from enc2gen.models.seeding import seeded
 from enc2gen.models.swcm.configuration import growth_options
-from enc2gen.models.swcm.growing import fill_rows, special_token_id, with_language_tokens
+from enc2gen.models.swcm.growing import fill_rows, select_layers, special_token_id, with_language_tokens
 from enc2gen.models.swcm.modeling import SwcmForConditionalGeneration
 from enc2gen.models.swcm.report import InitReport, TensorOrigin
 from enc2gen.registry import Registry
@@ -28,7 +28,7 @@ from enc2gen.registry import Registry
 Options = Mapping[str, Any]
 
 FOREIGN_OPTIONS = {
-    "warm-start": {"encoder_layers", "dropout"},
+    "warm-start": {"encoder_layers", "donor_layers", "dropout"},
     "mbart-shaped": {"encoder_layers", "dropout", "layers"},
     "pretrained": {"name", "dropout"},
 }
@@ -116,6 +116,7 @@ def warm_start(
     languages: Sequence[str],
     seed: int,
     encoder_layers: Sequence[int] | None = None,
+    donor_layers: Sequence[int] | None = None,
     dropout: float | None = None,
     verbose: bool = True,
 ) -> EncoderDecoderModel:
@@ -124,7 +125,12 @@ def warm_start(
     Cross-attention and the head's transform stay random, and there are two embedding tables: what a user of
     transformers gets (transformers 5 ignores `tie_encoder_decoder`).
 
+    Args:
+        encoder_layers: keep only these encoder layers; all by default.
+        donor_layers: those of them that the decoder starts from, in the encoder's numbering; all by default.
+
     Raises:
+        ConfigError: layers that the encoder does not have or keep.
         ModelError: transformers has no decoder of this family, or a tensor of the encoder found no place.
     """
     loaded = load_encoder(encoder)
@@ -134,9 +140,10 @@ def warm_start(
             where="preset warm-start",
             remedy="use another baseline: random-decoder, no-sharing, base-a or base-b",
         )
-    if encoder_layers is not None:
+    kept, donors = select_layers(donor_for(loaded.config), encoder_layers, donor_layers)
+    if kept is not None:
         loaded = copy.deepcopy(loaded)
-        donor_for(loaded.config).keep_layers(loaded, list(encoder_layers))
+        donor_for(loaded.config).keep_layers(loaded, kept)
     tokenizer, ids, fresh_rows = with_language_tokens(encoder, loaded, tokenizer, languages)
     words = donor_for(loaded.config).word_embeddings()
     state = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("pooler.")}
@@ -147,33 +154,54 @@ def warm_start(
             settings |= dict.fromkeys(donor_for(loaded.config).dropout_fields, dropout)
         config = loaded.config.from_dict(settings)
         own = cast(Any, type(loaded))(config, add_pooling_layer=False)
-        decoder = AutoModelForCausalLM.from_config(
-            config.from_dict(settings | {"is_decoder": True, "add_cross_attention": True, "use_cache": True})
-        )
-        for side in (own, decoder.base_model):
-            if unplaced := side.load_state_dict(state, strict=False).unexpected_keys:
+        shape = {"num_hidden_layers": len(donors), "is_decoder": True, "add_cross_attention": True, "use_cache": True}
+        decoder = AutoModelForCausalLM.from_config(config.from_dict(settings | shape))
+        sources = _decoder_sources(loaded, donors)
+        copied = {name: state[source] for name, source in sources.items() if source in state}
+        for side, tensors in ((own, state), (decoder.base_model, copied)):
+            if unplaced := side.load_state_dict(tensors, strict=False).unexpected_keys:
                 raise ModelError(f"{unplaced[0]} found no place in transformers' EncoderDecoderModel")
         model = EncoderDecoderModel(encoder=own, decoder=decoder)
     model.config.languages = ids
     model.config.pad_token_id = config.pad_token_id
     set_generation_defaults(model, special_token_id("eos", "sep", config if tokenizer is None else tokenizer, config))
-    report = _warm_start_report(model, state, str(loaded.config.name_or_path or "encoder"))
+    report = _warm_start_report(model, state, sources, donors, str(loaded.config.name_or_path or "encoder"))
     model.init_report = cast(Any, report)
     if verbose:
         report.print()
     return model.eval()
 
 
-def _warm_start_report(model: EncoderDecoderModel, state: Mapping[str, Tensor], encoder: str) -> InitReport:
-    """Origins by value: a decoder tensor is copied if it equals the encoder's tensor of the same name."""
+def _decoder_sources(encoder: PreTrainedModel, donors: Sequence[int]) -> dict[str, str]:
+    """Each tensor of a decoder with the layers `donors` -> the encoder's tensor that it starts from."""
+    stack = donor_for(encoder.config).layer_list(encoder)
+    layers = next(name for name, module in encoder.named_modules() if module is stack)
+    sources = {}
+    for name in encoder.state_dict():
+        if not name.startswith(f"{layers}."):
+            sources[name] = name
+            continue
+        number, _, rest = name.removeprefix(f"{layers}.").partition(".")
+        sources |= {f"{layers}.{place}.{rest}": name for place, donor in enumerate(donors) if donor == int(number)}
+    return sources
+
+
+def _warm_start_report(
+    model: EncoderDecoderModel,
+    state: Mapping[str, Tensor],
+    sources: Mapping[str, str],
+    donors: Sequence[int],
+    encoder: str,
+) -> InitReport:
+    """Origins by value: a decoder tensor is copied if it equals the encoder's tensor that it starts from."""
     prefix = f"decoder.{model.decoder.base_model_prefix}."
     tensors = []
     for name, tensor in model.named_parameters(remove_duplicate=False):
         if not name.startswith("decoder."):
             continue
-        source = state.get(name.removeprefix(prefix))
-        if source is not None and torch.equal(tensor, source):
-            tensors.append(TensorOrigin(name, "copied", tuple(tensor.shape), name.removeprefix(prefix)))
+        source = sources.get(name.removeprefix(prefix), "")
+        if source in state and torch.equal(tensor, state[source]):
+            tensors.append(TensorOrigin(name, "copied", tuple(tensor.shape), source))
         elif tensor is model.decoder.get_input_embeddings().weight:
             tensors.append(
                 TensorOrigin(name, "tied", tuple(tensor.shape), prefix + "embeddings.word_embeddings.weight")
@@ -181,5 +209,5 @@ def _warm_start_report(model: EncoderDecoderModel, state: Mapping[str, Tensor], 
         else:
             constant = name.endswith(".bias") or "norm" in name.lower()
             tensors.append(TensorOrigin(name, "constant" if constant else "random", tuple(tensor.shape)))
-    layers = [f"encoder:{index}" for index in range(len(donor_for(model.encoder.config).layer_list(model.encoder)))]
-    return InitReport(encoder, layers, tensors, sum(p.numel() for p in model.parameters()))
+    plan = [f"encoder:{donor}" for donor in donors]
+    return InitReport(encoder, plan, tensors, sum(p.numel() for p in model.parameters()))

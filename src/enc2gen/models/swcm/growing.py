@@ -39,7 +39,7 @@ def grow(encoder: str | os.PathLike[str] | PreTrainedModel, options: GrowthOptio
     """Carry out `SwcmForConditionalGeneration.from_encoder`, where options, result and errors are described."""
     loaded = load_encoder(encoder)
     own = not isinstance(encoder, PreTrainedModel)
-    kept, donors = _select_layers(donor_for(loaded.config), options.encoder_layers, options.donor_layers)
+    kept, donors = select_layers(donor_for(loaded.config), options.encoder_layers, options.donor_layers)
     if kept is not None:
         loaded = loaded if own else copying.deepcopy(loaded)
         donor_for(loaded.config).keep_layers(loaded, kept)
@@ -82,7 +82,7 @@ def _name(encoder: str | os.PathLike[str] | PreTrainedModel) -> str:
     return os.fspath(encoder)
 
 
-def _select_layers(
+def select_layers(
     donor: Donor, encoder_layers: Sequence[int] | None, donor_layers: Sequence[int] | None
 ) -> tuple[list[int] | None, list[int]]:
     """Encoder layers to keep (`None`: all) and donor layers in the numbering after the cut."""
