@@ -177,7 +177,23 @@ def test_a_results_page_has_the_figures_of_its_file_which_can_be_done_again(path
     experiment, _ = load_experiment(str(path))
     planner = Planner(experiment, Path("out"))
     planner.searches()
-    done = {Path(folder).name for place in results["grid"].values() for folder in place["runs"].values()}
+    done = _runs(results)
     chosen = {name: tuple(found["chosen"].items()) for name, found in results["search"].items()}
     planned = {run.name for run in planner.runs(chosen)}
     assert done <= planned, "the same runs, by the hash of their settings"
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "data" / "other-references").glob("*.json")), ids=lambda path: path.stem)
+def test_differences_to_another_reference_are_on_the_page_and_of_the_same_runs(path: Path) -> None:
+    stem, _, reference = path.stem.partition("--")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    assert reference not in results["paired"] and reference in results["cells"]
+    page = (RESULTS / f"{stem}.md").read_text(encoding="utf-8")
+    for cell, languages in results["paired"].items():
+        assert any(all(signed(pair) in part for pair in languages.values()) for part in page.split("\n\n")), cell
+    whole = json.loads((path.parent.parent / f"{stem}.json").read_text(encoding="utf-8"))
+    assert _runs(results) <= _runs(whole)
+
+
+def _runs(results: dict[str, Any]) -> set[str]:
+    return {Path(folder).name for place in results["grid"].values() for folder in place["runs"].values()}

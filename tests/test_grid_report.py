@@ -498,3 +498,22 @@ def test_curves_are_means_over_seeds_with_their_range(tmp_path: Path) -> None:
     edge = band.get_paths()[0].vertices
     assert (edge[:, 1].min(), edge[:, 1].max()) == pytest.approx((3.7, 5.4))
     assert axis.get_title(loc="left") == "fine-tuning"
+
+
+def test_tasks_have_rows_and_languages_columns_of_one_scale(tmp_path: Path) -> None:
+    results = some_results(tmp_path)
+    for cell, place in list(results["grid"].items()):  # a second task, without the first language
+        results["grid"][f"{cell}/other"] = {**place, "task": "other"}
+        results["cells"][f"{cell}/other"] = {"ug": results["cells"][cell]["ug"]}
+    results["floors"] = {}
+    figure = draw_scores(results)
+    figure.draw_without_rendering()
+    places = {
+        axis.get_title(loc="left"): (axis.get_subplotspec().rowspan.start, axis.get_subplotspec().colspan.start)
+        for axis in figure.axes
+        if axis.get_frame_on()
+    }
+    assert places == {"task: Kazakh": (0, 0), "task: Uyghur": (0, 1), "other: Uyghur": (1, 1)}
+    assert len({axis.get_xlim() for axis in figure.axes if axis.get_frame_on()}) == 1
+    (empty,) = (axis for axis in figure.axes if not axis.get_frame_on())
+    assert empty.get_visible() and [text.get_text() for text in empty.get_yticklabels()] == ["full", "none"]

@@ -20,6 +20,7 @@ from enc2gen.experiments.findings import FLOOR_LABELS, METRIC_LABELS
 _STYLE: Any = {"font.size": 10, "axes.titlesize": 11, "text.parse_math": False, "font.family": ["DejaVu Sans"]}
 _FLOOR_DASHES = {"copy_source": ":", "best_constant": "--"}
 _GREY = "#777777"
+_MARKERS = "osD^vPX*"
 _MOST_COLUMNS = 4
 _LETTER, _HANDLE = 0.08, 0.75
 """Inches that a letter takes on average (many are narrower), and a line of a legend with the space around it."""
@@ -98,16 +99,27 @@ def excludes_zero(difference: Mapping[str, Any] | None) -> bool:
 
 
 def draw_scores(results: Mapping[str, Any]) -> Figure:
-    """Forest of the headline metric: a panel per task (at its largest size) and language, a row per variant."""
+    """Forest of the headline metric: a panel per task (at its largest size) and language, a row per variant.
+
+    Several tasks have a row of panels each; all panels have one scale.
+    """
     shown = _largest(results)
     named = variants(results)
     labels = [textwrap.wrap(label(results, name), _LABEL_LETTERS) for name in named]
     high = _ROW * max(1.0, _LINE * max(map(len, labels)))
     wide = _LETTER * max(len(line) for lines in labels for line in lines)
-    places = [(task, tag) for task, cells in shown.items() for tag in languages(results, list(cells.values()))]
+    tags = languages(results, [cell for cells in shown.values() for cell in cells.values()])
+    if len(shown) == 1 or len(tags) > _MOST_COLUMNS:
+        tags = []  # as they come
+    places = [
+        (task, tag) if tag in own else None
+        for task, cells in shown.items()
+        if (own := languages(results, list(cells.values())))
+        for tag in tags or own
+    ]
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(places), height=1.1 + high * len(named), margin=wide, share_y=True)
-        for axis, (task, tag) in zip(axes, places, strict=True):
+        figure, axes = _panels(places, height=1.1 + high * len(named), margin=wide, columns=len(tags), share=True)
+        for axis, (task, tag) in zip(axes, filter(None, places), strict=True):
             _forest(axis, results, shown[task], task, tag, named)
             axis.set_title(_panel_title(results, task, tag), loc="left", fontweight="bold")
             axis.set_xlabel(METRIC_LABELS.get(headline(results), headline(results)))
@@ -164,7 +176,7 @@ def draw_curves(results: Mapping[str, Any]) -> Figure:
     """Validation loss against tokens seen: a panel per stage and task, a line per variant, a band over seeds."""
     named = variants(results) or list(dict.fromkeys(name for panel in results["curves"].values() for name in panel))
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(results["curves"]), height=3.4)
+        figure, axes = _panels(list(results["curves"]), height=3.4)
         for axis, (title, panel) in zip(axes, results["curves"].items(), strict=True):
             for index, variant in enumerate(named):
                 if variant in panel:
@@ -197,7 +209,7 @@ def draw_sizes(results: Mapping[str, Any]) -> Figure:
     by_task = {task: [cell for cell, place in results["grid"].items() if place["task"] == task] for task in tasks}
     places = [(task, tag) for task, cells in by_task.items() for tag in languages(results, cells)]
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _panels(len(places), height=3.2)
+        figure, axes = _panels(places, height=3.2)
         for axis, (task, tag) in zip(axes, places, strict=True):
             for index, variant in enumerate(named):
                 # A little apart from each other, so that intervals do not hide behind one another.
@@ -212,7 +224,7 @@ def draw_sizes(results: Mapping[str, Any]) -> Figure:
             axis.set_title(_panel_title(results, task, tag), loc="left", fontweight="bold")
             axis.set_xlabel("training examples")
         axes[0].set_ylabel(METRIC_LABELS.get(metric, metric))
-        _legend(figure, [(label(results, name), _look(index)) for index, name in enumerate(named)])
+        _legend(figure, [(label(results, name), _marked(index)) for index, name in enumerate(named)])
     return figure
 
 
@@ -232,7 +244,7 @@ def _size_line(
             [max(0.0, score["value"] - score["low"]) for _, score in points],
             [max(0.0, score["high"] - score["value"]) for _, score in points],
         ]
-        axis.errorbar(x, values, yerr=errors, linewidth=1.8, marker="o", markersize=4, capsize=2.5, **_look(index))
+        axis.errorbar(x, values, yerr=errors, linewidth=1.8, capsize=2.5, **_marked(index))
 
 
 # Common
@@ -242,19 +254,34 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def _panels(count: int, *, height: float, margin: float = 0.0, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most four in a row, each `height` inches high; `margin` inches left of them."""
-    columns = min(count, _MOST_COLUMNS)
-    rows = -(-count // columns)
+def _marked(index: int) -> dict[str, Any]:
+    return {**_look(index), "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5}
+
+
+def _panels(
+    places: Sequence[Any], *, height: float, margin: float = 0.0, columns: int = 0, share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each place but None, each `height` inches high; `margin` inches left of them.
+
+    At most four are in a row unless `columns` says how many; with `share`, all have the same axes.
+    """
+    columns = columns or min(len(places), _MOST_COLUMNS)
+    rows = -(-len(places) // columns)
     figure = Figure(figsize=(max(5.0, 3.3 * columns + max(1.2, margin)), height * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel().tolist()
-    for axis in grid[count:]:
-        axis.set_visible(False)
-    for axis in grid[:count]:
+    grid = figure.subplots(rows, columns, sharex=share, sharey=share, squeeze=False).ravel().tolist()
+    shown = []
+    for number, axis in enumerate(grid):
+        if number >= len(places) or places[number] is None:
+            axis.set_frame_on(False)  # names of rows remain, in the first column
+            axis.tick_params(left=False, bottom=False, labelbottom=False)
+            axis.set_visible(share and number < len(places) and number % columns == 0)
+            continue
+        shown.append(axis)
+        axis.tick_params(labelbottom=True)
         axis.grid(color="#dddddd", linewidth=0.7)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, grid[:count]
+    return figure, shown
 
 
 def _legend(figure: Figure, lines: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
