@@ -247,6 +247,24 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"evaluate": {"reference": "mean"}}, "'mean'; bridges: last, global"),
         ({"evaluate": {"metrics": ["chrf"]}}, r"did you mean 'chrf\+\+'"),
         ({"encoder": {"name": "x", "template": "query:"}}, r"must contain \{text\}"),
+        ({"bridges": {"x": {"seeds": [-1]}}}, r"bridges\.x\.seeds.*whole numbers from 0"),
+        ({"bridges": {"x": {"seeds": [1, 1]}}}, r"bridges\.x\.seeds.*different"),
+        ({"bridges": {"x": {"learning_rates": [0.1]}}}, r"bridges\.x\.learning_rates.*add search"),
+        ({"search": {"learning_rates": [0.1]}, "bridges": {"x": {"learning_rates": [-1, 0.1]}}}, "above 0"),
+        ({"search": {"learning_rates": [0.1]}, "bridges": {"x": {"learning_rates": []}}}, r"x\.learning_rates"),
+        (
+            {
+                "search": {"learning_rates": [0.1]},
+                "bridges": {"x": {"learning_rates": [0.2], "training": {"learning_rate": 0.3}}},
+            },
+            r"x\.learning_rates.*leave training\.learning_rate out",
+        ),
+        ({"search": {"learning_rates": [math.nan, 0.1]}}, "finite"),
+        ({"search": {"learning_rates": [math.inf, 0.1]}}, "finite"),
+        ({"search": {"learning_rates": [0.1, 0.10000001]}}, "different"),
+        ({"task": {"train_languages": ["en", "kk", "en"]}}, r"task\.train_languages.*en twice"),
+        ({"evaluate": {"instruction": "Which topic?"}}, r"evaluate\.instruction.*must contain \{text\} once"),
+        ({"evaluate": {"translation_instruction": "{text}{text}"}}, r"evaluate\.translation_instruction.*\{text\}"),
     ],
 )
 def test_each_mistake_has_a_message(tmp_path: Path, change: dict[str, Any], message: str) -> None:

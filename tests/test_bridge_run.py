@@ -18,12 +18,21 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import tiny_encoder, tiny_tokenizer
-from enc2gen.errors import ConfigError, DataError, OutputError
+from enc2gen.corpora.builtin import split_of
+from enc2gen.data.classification import build_classification_task
+from enc2gen.errors import ConfigError, DataError, OutputError, TrainingError
 from enc2gen.experiments.bridge import evaluate, sharing
-from enc2gen.experiments.bridge.prepare import PreparedBridgeData, language_written, prepare
+from enc2gen.experiments.bridge.prepare import (
+    PreparedBridgeData,
+    check_languages,
+    data_key,
+    language_written,
+    prepare,
+)
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, load_bridge_recipe
 from enc2gen.experiments.bridge.run import BridgeRun
 from enc2gen.experiments.bridge.systems import Parts
+from enc2gen.experiments.prepare import fingerprint
 from enc2gen.models.bridge.modeling import BridgeForConditionalGeneration
 
 CYRILLIC = dict(zip("abcdefgh", "абвгдежз", strict=True))
@@ -530,6 +539,187 @@ def test_one_file_of_english_texts_is_enough(tmp_path: Path, content: dict[str, 
     assert BridgeForConditionalGeneration.from_pretrained(root / "models" / "last").config.labels == ["a", "b"]
     assert json.loads((root / "results.json").read_text())["languages"] == ["en"]
     assert "last" in screen
+
+
+def small(content: dict[str, Any]) -> dict[str, Any]:
+    """One bridge, one seed, nothing to search, one control."""
+    content |= {"seeds": [0], "bridges": {"last": {}}, "search": None}
+    content["analysis"] = {"mexa": False, "layer_weights": False}
+    content["evaluate"] = {"controls": ["majority"], "resamples": 100}
+    return content
+
+
+def test_files_behind_a_pattern_are_read_again_once_they_change(tmp_path: Path, content: dict[str, Any]) -> None:
+    small(content)["task"] |= {"path": str(tmp_path / "task" / "{language}" / "{split}.tsv"), "languages": ["kk"]}
+    root, _ = run(tmp_path, content)
+    before = json.loads((root / "results.json").read_text())["controls"]["majority"]["accuracy"]["languages"]["kk"]
+    test = tmp_path / "task" / "kk" / "test.tsv"
+    test.write_text(test.read_text(encoding="utf-8").replace("\tb\n", "\ta\n"), encoding="utf-8")
+    _, text = run(tmp_path, content)
+    after = json.loads((root / "results.json").read_text())["controls"]["majority"]["accuracy"]["languages"]["kk"]
+    assert before["value"] == 50 and after["value"] == 100 and "steps, learning rate" not in text
+    (tmp_path / "task" / "mn" / "test.tsv").unlink()  # of a language that is not tested
+    _, text = run(tmp_path, content)
+    assert "prepare: done before, kept" in text
+    (tmp_path / "task" / "en" / "train.tsv").unlink()
+    with pytest.raises(DataError, match="train"):
+        run(tmp_path, content)
+
+
+def test_what_a_task_is_read_from_is_known_as_ever(tmp_path: Path, content: dict[str, Any]) -> None:
+    task = content["task"]
+    path = task["path"]
+    for name, found in ((path, fingerprint(path)), (f"{path}/en/test.tsv", fingerprint(f"{path}/en/test.tsv"))):
+        task["path"] = name
+        assert data_key(load(tmp_path, content))["files"] == found != []
+    for name in ("hub:owner/name:{language}", "owner/name", None):
+        task["path"] = name
+        assert data_key(load(tmp_path, content))["files"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "train", "tested", "refused"),
+    [
+        ("mine.tsv", ["en"], ["kk", "bo"], "'kk'.*'en'"),
+        ("mine.tsv", ["en", "kk"], None, "'kk'.*'en'"),
+        ("mine.tsv", ["en"], ["en"], None),
+        ("task/en", ["en"], ["kk"], "'kk'.*'en'"),
+        ("task/en/{split}.tsv", ["en"], ["kk"], "'kk'.*'en'"),
+        ("task/{language}/test.tsv", ["en"], ["kk", "mn"], None),
+        ("task", ["en", "mn"], ["kk"], None),
+    ],
+)
+def test_one_file_is_read_in_one_language(
+    tmp_path: Path, content: dict[str, Any], path: str, train: list[str], tested: list[str] | None, refused: str | None
+) -> None:
+    rows = [f"{'ab'[i % 2]}{x}{y}\t{'ab'[i % 2]}" for i, x in enumerate("cdefgh") for y in "abcdefgh"]
+    (tmp_path / "mine.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", encoding="utf-8")
+    content["task"] |= {"path": str(tmp_path / path), "train_languages": train, "languages": tested}
+    content["task"] |= {"dev_percent": 30, "test_percent": 30}
+    recipe = load(tmp_path, content)
+    if refused is None:
+        assert recipe.task is not None
+        check_languages(recipe.task)
+        prepare(recipe, BridgeRun(recipe, console()).workspace, print)
+        return
+    with pytest.raises(DataError, match=f"(?s){refused}.*remedy: .*{{language}}"):
+        run(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("split", "remedy"), [("test", "task.test_percent"), ("dev", "task.dev_percent"), ("train", "task.limit")]
+)
+def test_every_trained_language_has_texts_of_every_split(
+    tmp_path: Path, content: dict[str, Any], split: str, remedy: str
+) -> None:
+    train = tmp_path / "task" / "kk" / "train.tsv"
+    content["task"] |= {"train_languages": ["en", "kk"], "dev_percent": 1, "test_percent": 1}
+    head, *lines = train.read_text(encoding="utf-8").splitlines()
+    if split == "train":
+        content["task"]["limit"] = 2  # and there are three labels
+        lines = [line.rpartition("\t")[0] + f"\t{label}" for line, label in zip(lines, "xyz" * 8, strict=True)]
+    else:
+        train.with_name(f"{split}.tsv").unlink()
+        lines = [line for line in lines if split_of(line.split("\t")[1], dev_percent=1, test_percent=1) == "train"]
+    train.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    recipe = load(tmp_path, content)
+    with pytest.raises(DataError, match=f"(?s)no text of language 'kk' is left for {split}.*{remedy}"):
+        prepare(recipe, BridgeRun(recipe, console()).workspace, print)
+
+
+def test_a_search_leaves_out_rates_that_diverge(tmp_path: Path, content: dict[str, Any]) -> None:
+    second = {**content["stages"][0], "name": "second"}
+    small(content)["stages"] += [second]
+    content |= {"seeds": [0, 1], "search": {"learning_rates": [1e-2, 1e30], "stage": "task"}}
+    root, text = run(tmp_path, content)
+    results = json.loads((root / "results.json").read_text(), parse_constant=pytest.fail)
+    assert results["bridges"]["last"]["learning_rate"] == 1e-2
+    assert results["search"]["last"]["1e+30"] is None and results["search"]["last"]["0.01"] > 0
+    assert "diverged" in (root / "results.md").read_text(encoding="utf-8") and "diverged" in text
+    folder = root / "bridges" / "last" / "seed0"
+    for stage in ("task", "second"):
+        found = json.loads((folder / f"{stage}-lr1e+30" / "result.json").read_text())
+        assert found["best_loss"] is None and found["diverged"].startswith("loss")
+        assert not (folder / f"{stage}-lr1e+30" / "checkpoints").exists()
+    _, text = run(tmp_path, content)
+    assert "steps, learning rate" not in text
+
+
+def test_a_search_in_which_all_rates_diverge_ends_and_so_does_a_given_rate(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    small(content)["search"] = {"learning_rates": [1e29, 1e30]}
+    with pytest.raises(
+        TrainingError, match=r"(?s)diverged at every learning rate.*1e\+29, 1e\+30.*remedy: search lower"
+    ):
+        run(tmp_path, content)
+    content["search"], content["stages"][0]["training"]["learning_rate"] = None, 1e30
+    with pytest.raises(TrainingError, match="loss"):
+        run(tmp_path, content)
+
+
+def test_a_search_needs_development_examples(tmp_path: Path, content: dict[str, Any]) -> None:
+    (tmp_path / "few.tsv").write_text("src\ten\nabc\tcba\nbcd\tdcb\n", encoding="utf-8")
+    fields = {"source": "src", "target": "en", "source_language": "kk", "target_language": "en"}
+    pairs = {"source": "pairs", "path": str(tmp_path / "few.tsv"), "fields": fields, "test_percent": 0}
+    small(content)["stages"][0]["data"] = [{**pairs, "dev_percent": 1}]
+    run(tmp_path, content)  # nothing is to be chosen
+    content["search"] = {"learning_rates": [0.1, 0.01]}
+    with pytest.raises(DataError, match=r"(?s)stages\.task.*no development example.*remedy: .*dev_percent"):
+        run(tmp_path, content)
+    content["stages"] += [{**content["stages"][0], "name": "behind", "data": [{"source": "task"}]}]
+    run(tmp_path, content, overwrite=True)  # the loss of the last stage decides
+
+
+def test_a_refused_run_leaves_the_recipe_of_the_training_that_is_there(tmp_path: Path, content: dict[str, Any]) -> None:
+    root, _ = run(tmp_path, small(content))
+    content["bridges"]["last"]["training"] = {"learning_rate": 0.5}
+    content["bridges"] = {"more": {"fusion": "mean"}, **content["bridges"]}
+    with pytest.raises(OutputError, match="--overwrite"):
+        run(tmp_path, content)
+    kept = json.loads((root / "recipe.json").read_text())
+    assert kept["bridges"]["last"]["training"] == {} and not (root / "bridges" / "more").exists()
+    run(tmp_path, content, overwrite=True)
+    kept = json.loads((root / "recipe.json").read_text())
+    assert kept["bridges"]["last"]["training"] == {"learning_rate": 0.5}
+
+
+def test_a_report_that_was_removed_is_written_again(tmp_path: Path, content: dict[str, Any]) -> None:
+    root, _ = run(tmp_path, small(content))
+    for name in ("report.html", "results.md", "results.json"):
+        (root / name).unlink()
+        _, text = run(tmp_path, content)
+        assert (root / name).exists() and "report: done before" not in text and "steps, learning rate" not in text
+    _, text = run(tmp_path, content)
+    assert "report: done before, kept" in text
+
+
+def test_a_lexicon_with_other_braces_is_looked_for_by_its_name(tmp_path: Path, content: dict[str, Any]) -> None:
+    switched = {"source": "code-switched", "path": "task", "languages": ["kk"]}
+    name = str(tmp_path / "{lang}-{language}.tsv")
+    content["stages"] = [{**content["stages"][0], "data": [{**switched, "lexicon": name}]}]
+    with pytest.raises(DataError, match=r"\{lang\}-kk\.tsv"):
+        run(tmp_path, content)
+    (tmp_path / "{lang}-kk.tsv").write_text("ac\tас\n", encoding="utf-8")
+    names = {Path(entry["file"]).name for entry in data_key(load(tmp_path, content))["files"]}
+    assert "{lang}-kk.tsv" in names
+
+
+def test_a_configuration_on_the_hub_with_other_braces_is_asked_for_by_its_name() -> None:
+    options = {"hub": "owner/name", "hub_config": "{lang}-{language}", "splits": {"test": "{x}-{split}"}}
+    task = build_classification_task("tsv", options)
+    assert task.source("kk", "test") == ("hub:owner/name:{lang}-kk", "{x}-test")
+
+
+def test_data_prepared_without_a_test_of_a_trained_language_are_refused(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    small(content)["task"] |= {"train_languages": ["en", "kk"], "languages": ["kk"]}
+    root, _ = run(tmp_path, content)
+    path = root / "data" / "summary.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "languages": ["en"]}))
+    with pytest.raises(DataError, match="no text of language 'kk' is left for test"):
+        run(tmp_path, content)
 
 
 def test_bad_data_and_lengths(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -109,6 +109,12 @@ def test_a_best_rate_at_the_edge_is_flagged(results: dict[str, Any]) -> None:
     assert "Edge" not in note(results, "Learning rates")
 
 
+def test_a_rate_that_diverged_is_said_to_and_never_the_best(results: dict[str, Any]) -> None:
+    results["search"]["last"] |= {"0.01": None}
+    rows = cells(results, "Learning rates")
+    assert (rows["last"]["0.001"], rows["last"]["0.01"]) == ("2.000 * edge", "diverged")
+
+
 def test_a_best_step_that_is_the_last_is_flagged(results: dict[str, Any]) -> None:
     rows = cells(results, "Training")
     assert rows["last"]["best step"] == "200–300 of 400" and rows["last"]["last step best"] == "0 of 2"

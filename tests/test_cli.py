@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,9 @@ from typer.testing import CliRunner
 
 from enc2gen import SwcmForConditionalGeneration
 from enc2gen.cli import main as command
+from enc2gen.cli.generate import check_apart, write_output
 from enc2gen.cli.main import app
+from enc2gen.errors import ConfigError
 from test_run import recipe_content, write_pairs
 
 VERBS = ["run", "prepare", "adapt", "build", "pretrain", "finetune", "evaluate", "report", "generate", "doctor"]
@@ -126,6 +129,40 @@ def test_generate_errors_are_one_message_and_a_status(
     assert result.returncode == 1 and message in text and "Traceback" not in text and result.stdout == b""
 
 
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        "generate nowhere --to kk -i {file} -o {file}",
+        "generate nowhere --to kk -i {file} -o {link}",
+        "generate nowhere --to kk -i {link} -o {file}",
+        "generate nowhere --to kk --glossary {file} -o {file}",
+        "shortlist nowhere --text kk={file} -o {file}",
+    ],
+)
+def test_no_command_writes_over_what_it_reads(
+    enc2gen: Callable[..., Result], tmp_path: Path, command_line: str
+) -> None:
+    file, link = tmp_path / "in.txt", tmp_path / "link.txt"
+    file.write_text("cat\tcat\n")
+    link.symlink_to(file)
+    result = enc2gen(*command_line.format(file=file, link=link).split(), stdin=b"abc\n")
+    assert result.returncode == 1 and b"this file is read" in result.stderr and b"another file" in result.stderr
+    assert file.read_text() == "cat\tcat\n" and link.is_symlink()
+
+
+def test_standard_input_may_be_the_file_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, other = tmp_path / "in.txt", tmp_path / "out.txt"
+    file.write_text("abc\n")
+    other.write_text("abc\n")
+    with file.open() as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        check_apart(other, "-", None, file)
+        check_apart(tmp_path / "new.txt", tmp_path)
+        check_apart(None, file)
+        with pytest.raises(ConfigError, match="this file is read"):
+            check_apart(file, "-")
+
+
 def test_ctrl_c_of_generate_says_what_is_kept(
     enc2gen: Callable[..., Result], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,21 +196,44 @@ def test_run_and_dry_run(enc2gen: Callable[..., Result], tmp_path: Path, encoder
     assert b"Traceback" not in result.stderr
 
 
+def bridge_content() -> dict[str, Any]:
+    training = {"max_steps": 1, "learning_rate": 1e-3}
+    stages = [{"name": "task", "data": [{"source": "task"}], "training": training}]
+    content = {"kind": "bridge", "name": "x", "encoder": {"name": "e"}, "llm": {"name": "l"}, "bridges": {"b": {}}}
+    return content | {"stages": stages, "task": {"name": "name-kinds", "train_languages": ["en"]}}
+
+
 @pytest.mark.parametrize("kind", ["systems", "bridge"])
 @pytest.mark.parametrize("folder", ["runs/try #2", "null", "2024", "[a]: b", "қаз 😀", "wide  " * 30 + "name"])
 def test_output_is_a_path_to_the_letter(
     enc2gen: Callable[..., Result], tmp_path: Path, encoder_folder: Path, kind: str, folder: str
 ) -> None:
-    content = recipe_content(tmp_path, encoder_folder)
-    if kind == "bridge":
-        training = {"max_steps": 1, "learning_rate": 1e-3}
-        stages = [{"name": "task", "data": [{"source": "task"}], "training": training}]
-        content = {"kind": "bridge", "name": "x", "encoder": {"name": "e"}, "llm": {"name": "l"}, "bridges": {"b": {}}}
-        content |= {"stages": stages, "task": {"name": "name-kinds", "train_languages": ["en"]}}
+    content = recipe_content(tmp_path, encoder_folder) if kind == "systems" else bridge_content()
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     plan = enc2gen("run", str(tmp_path / "recipe.yaml"), "--dry-run", "--output", folder)
     assert plan.returncode == 0, plan.stderr.decode()
     assert yaml.safe_load(plan.stdout)["output"] == folder
+
+
+@pytest.mark.parametrize("kind", ["systems", "bridge"])
+def test_a_terminal_without_the_characters_gets_messages_with_escapes_and_whole_data(
+    tmp_path: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    content = recipe_content(tmp_path, encoder_folder) if kind == "systems" else bridge_content()
+    path = tmp_path / "བོད.yaml"
+    path.write_text(yaml.safe_dump(content | {"description": "བོད"}, sort_keys=False), encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr(command, "console", Console(file=sys.stdout))
+    monkeypatch.setattr(sys, "argv", ["enc2gen", "run", str(path), "--dry-run"])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    sys.stdout.flush()
+    plan = raw.getvalue().decode("ascii")
+    assert caught.value.code == 0 and r"\u0f56" in plan
+    assert yaml.safe_load(plan)["description"] == "བོད"
+    write_output("བོད\n", None)
+    assert raw.getvalue().endswith("\nབོད\n".encode())
 
 
 def test_bad_recipe_lists_problems_and_fails(enc2gen: Callable[..., Result], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import typer
 
 from enc2gen.cli import align as command
@@ -111,3 +112,11 @@ def test_bad_input(align: Call, encoder_folder: Path, corpus: Path, tmp_path: Pa
         align(encoder_folder, "-c", corpus, "-l", "fr")
     with pytest.raises(ModelError):
         align(tmp_path / "nowhere", "-c", corpus)
+    with pytest.raises(Exception, match=r"not in the range|greater than or equal to 0"):
+        align(tmp_path / "nowhere", "-c", corpus, "--seed", "-1")
+
+
+def test_no_progress_of_transformers_is_shown(align: Call, encoder_folder: Path, corpus: Path) -> None:
+    transformers.logging.enable_progress_bar()
+    align(encoder_folder, "--corpus", corpus)
+    assert not transformers.logging.is_progress_bar_enabled()

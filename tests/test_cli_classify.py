@@ -133,7 +133,15 @@ def test_labels_saved_with_the_model_are_the_default(app: typer.Typer, bridge: P
         (["-i", "in.jsonl"], "which labels"),
         (["-i", "in.jsonl", "--labels", "a", "--field", "txt"], "no field 'txt'; there are: text"),
         (["-i", "in.jsonl", "--labels", "a", "--gold", "topic"], "no field 'topic'"),
-        (["-i", "empty.jsonl", "--labels", "a"], "record 1: the text is empty"),
+        (["-i", "empty.jsonl", "--labels", "a"], "record 1: field 'text' is empty"),
+        (["-i", "odd.jsonl", "--labels", "a", "--field", "null"], "odd.jsonl, record 1: field 'null' is empty"),
+        (["-i", "odd.jsonl", "--labels", "a", "--field", "list"], "record 1: field 'list' holds a list, not text"),
+        (["-i", "odd.jsonl", "--labels", "a", "--field", "half"], "record 1: field 'half' holds half of a character"),
+        (["-i", "odd.jsonl", "--labels", "a", "--gold", "null"], "odd.jsonl, record 1: field 'null' is empty"),
+        (["-i", "-", "--labels", "a", "--field", "x"], "--field: lines have no fields"),
+        (["-i", "in.jsonl", "--labels", "a", "-o", "in.jsonl"], "this file is read"),
+        (["-i", "in.jsonl", "--labels", "a", "-o", "link.jsonl"], "this file is read"),
+        (["-i", "folder", "--labels", "a", "-o", "folder/in.jsonl"], "this file is read"),
         (["-i", "missing.txt", "--labels", "a"], "no such file"),
         (["-i", "in.jsonl", "--labels", "a,a"], "two labels have the same tokens"),
         (["-i", "in.jsonl", "--labels", "a", "-o", "no/such/folder.tsv"], "cannot write"),
@@ -150,8 +158,13 @@ def test_wrong_use_is_explained(
     monkeypatch.chdir(tmp_path)
     Path("in.jsonl").write_text('{"text": "ab"}\n', encoding="utf-8")
     Path("empty.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
+    Path("odd.jsonl").write_text('{"text": "ab", "null": null, "list": ["a"], "half": "\\ud83d"}\n', encoding="utf-8")
+    Path("link.jsonl").symlink_to("in.jsonl")
+    Path("folder").mkdir()
+    Path("folder", "in.jsonl").write_text('{"text": "ab"}\n', encoding="utf-8")
     result = CliRunner().invoke(app, ["classify", str(bridge), *arguments])
     assert result.exit_code != 0 and message in str(result.exception)
+    assert Path("in.jsonl").read_text() == Path("folder", "in.jsonl").read_text() == '{"text": "ab"}\n'
 
 
 def test_other_models_are_sent_to_generate(app: typer.Typer, encoder_folder: Path, tmp_path: Path) -> None:

@@ -183,7 +183,10 @@ def test_a_results_page_has_the_figures_of_its_file_which_can_be_done_again(path
     assert done <= planned, "the same runs, by the hash of their settings"
 
 
-@pytest.mark.parametrize("path", sorted((RESULTS / "data" / "other-references").glob("*.json")), ids=lambda path: path.stem)
+OTHER_REFERENCES = sorted((RESULTS / "data" / "other-references").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", OTHER_REFERENCES, ids=lambda path: path.stem)
 def test_differences_to_another_reference_are_on_the_page_and_of_the_same_runs(path: Path) -> None:
     stem, _, reference = path.stem.partition("--")
     results = json.loads(path.read_text(encoding="utf-8"))

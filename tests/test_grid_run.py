@@ -140,6 +140,32 @@ def test_a_run_that_another_experiment_has_finished_is_taken_over(
     assert len(in_process.started) == 5
 
 
+def test_pretraining_whose_weights_were_removed_is_named_and_not_taken_over(
+    tmp_path: Path, encoder_folder: Path, in_process: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs.tsv")
+    content = definition(encoder_folder, variants={"shared": {}})
+    write_definition(tmp_path / "toy.yaml", content)
+    first, second = tmp_path / "all" / "first", tmp_path / "all" / "second"
+    assert experiment(tmp_path, "-o", str(first)) == 0
+    for weights in first.rglob("*.safetensors"):
+        weights.unlink()
+    in_process.started.clear()
+    assert experiment(tmp_path, "-o", str(first)) == 0 and in_process.started == [], "nothing needs them"
+    beam = {"recipe": {"evaluate": {"decoding": {"num_beams": 2}}, "finetune": {"training": {"max_steps": 3}}}}
+    write_definition(tmp_path / "toy.yaml", content | {"variants": {"shared": {}, "beam": beam}})
+    assert experiment(tmp_path, "-o", str(first)) == 1
+    (trained,) = (first / "runs").glob("shared-pretraining-seed0-*")
+    said = "".join(capsys.readouterr().out.split())
+    assert f"haslostitsweights;remove{trained}" in said and in_process.started == []
+    assert experiment(tmp_path, "-o", str(second)) == 0
+    assert [name.partition("-seed")[0] for name in in_process.started] == ["shared-pretraining", "beam"]
+    shutil.rmtree(trained)
+    in_process.started.clear()
+    assert experiment(tmp_path, "-o", str(first)) == 0
+    assert in_process.started == [], "the second one has it all"
+
+
 @pytest.mark.parametrize("tidied_before", [False, True])
 def test_other_data_replace_finished_training_only_if_told_to_and_once(
     tmp_path: Path, encoder_folder: Path, in_process: InProcess, tidied_before: bool

@@ -84,6 +84,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ({"finetune": None}, "trains nothing"),
         ({"evaluate": {"metrics": ["chrf"]}}, r"did you mean 'chrf\+\+'"),
         ({"name": "a/b"}, "name"),
+        ({False: 1, 2024: 2}, "the name False is no text(?s:.)*the name 2024 is no text .*remove or quote it"),
+        ({"encoder": {"name": "x", True: 1}}, "encoder.*the name True is no text"),
     ],
 )
 def test_each_mistake_has_a_message(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -124,6 +124,33 @@ def test_a_changed_setting_repeats_only_what_depends_on_it(tmp_path: Path, conte
     assert weights(root / "systems" / "shared" / "finetuned") != old
 
 
+@pytest.mark.parametrize(
+    ("corpus", "stage", "message"),
+    [("other.tsv", "prepare", "other settings"), ("none.tsv", "finetune", r"none\.tsv: no such file")],
+)
+def test_what_is_refused_leaves_a_finished_run_as_it_was(
+    tmp_path: Path, content: dict[str, Any], corpus: str, stage: str, message: str
+) -> None:
+    del content["systems"]["random_decoder"], content["pretrain"]
+    before = load(tmp_path, content)
+    root = Run(before, console()).run(["finetune"])
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        rewritten = (".lock", "enc2gen-run.json")  # whenever a folder is opened, with nothing new
+        found = (p for p in root.rglob("*.*") if p.is_file() and p.name not in rewritten)
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in found}
+
+    found = files()
+    write_pairs(tmp_path / "other.tsv", 200)
+    content["data"]["datasets"][0]["path"] = str(tmp_path / corpus)
+    with pytest.raises((OutputError, DataError), match=message):
+        Run(load(tmp_path, content), console()).run([stage])
+    assert files() == found
+    again = console()
+    Run(before, again).run(["finetune"])
+    assert again.export_text().count("done before, kept") == 4
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(
     tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,8 +320,10 @@ def test_script_that_the_tokenizer_cannot_read(tmp_path: Path, content: dict[str
 def test_damaged_run_folder_says_what_to_do(tmp_path: Path, content: dict[str, Any]) -> None:
     root = Run(load(tmp_path, content), console()).run(["prepare"])
     (root / "data" / "summary.json").write_text("{")
-    with pytest.raises(Enc2genError, match=r"summary\.json(?s:.)*stages"):
+    with pytest.raises(Enc2genError, match=r"summary\.json(?s:.)*stages/prepare\.json \(that file alone\)"):
         Run(load(tmp_path, content), console()).run(["build"])
+    (root / "stages" / "prepare.json").unlink()
+    Run(load(tmp_path, content), console()).run(["prepare"])
 
 
 def test_main_system_is_published(tmp_path: Path, content: dict[str, Any]) -> None:

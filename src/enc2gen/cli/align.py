@@ -65,7 +65,7 @@ def align(
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Heat map of languages and layers to write, .png and .svg.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the sample and the intervals.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sample and the intervals.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the scores of every layer.")] = False,
 ) -> None:
     """Measure how well an encoder aligns each language with English (MEXA), to see which a bridge may serve."""
@@ -93,12 +93,14 @@ def _measure(
     encoder: str, texts: ParallelTexts, template: str, pooling: str, centre: bool, seed: int
 ) -> AlignmentTable:
     import torch
+    import transformers
     from torch import nn
 
     from enc2gen.encoders.loading import load_tokenizer
     from enc2gen.encoders.reading import encoder_facts, load_reading_encoder
     from enc2gen.evaluation.alignment import MAX_LENGTH, alignment_table
 
+    transformers.logging.disable_progress_bar()  # ours is the only progress shown
     model: nn.Module = load_reading_encoder(encoder)
     model = cast("PreTrainedModel", model.to("cuda" if torch.cuda.is_available() else "cpu"))
     with Console(stderr=True).status("reading") as status:

@@ -69,6 +69,8 @@ def run_bridge(
 
 def print_bridge_plan(path: Path, recipe: BridgeRecipe, console: Console) -> None:
     """Print what a run would do, and the resolved settings."""
+    from enc2gen.experiments.recipe import as_yaml
+
     lines = [f"# {path} is valid. Output: {recipe.folder}", "# prepare"]
     for name in recipe.bridges:
         section = recipe.bridges[name]
@@ -93,7 +95,7 @@ def print_bridge_plan(path: Path, recipe: BridgeRecipe, console: Console) -> Non
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        as_yaml(recipe, allow_unicode=console.encoding.startswith("utf")),
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from enc2gen.evaluation.classification import Classification
     from enc2gen.generation.bridge_generator import BridgeGenerator
 
+_TEXT_FIELD = "text"
 _HEADER = ("text", "label", "probability")
 
 
@@ -31,7 +32,9 @@ def classify(
     labels: Annotated[
         str | None, typer.Option("--labels", help="Labels, parted by commas; else those the model was trained on.")
     ] = None,
-    field: Annotated[str, typer.Option("--field", help="Field that holds the text.")] = "text",
+    field: Annotated[
+        str | None, typer.Option("--field", help="Field that holds the text.", show_default=_TEXT_FIELD)
+    ] = None,
     gold: Annotated[
         str | None, typer.Option("--gold", help="Field that holds the right label: the accuracy is printed.")
     ] = None,
@@ -48,10 +51,12 @@ def classify(
 
     Writes a table with a header, one row per text: text, label, probability of the label among the labels.
     """
-    from enc2gen.cli.generate import check_writable
+    from enc2gen.cli.generate import check_apart, check_writable
+    from enc2gen.corpora.readers import source_sides
     from enc2gen.evaluation.classification import classify as label_texts
 
     errors = Console(stderr=True)
+    check_apart(output_file, *source_sides(input_file))
     texts, gold_labels = _read(input_file, field, gold)
     if output_file is not None:
         check_writable(output_file)
@@ -82,20 +87,21 @@ def _load(model: str) -> BridgeGenerator:
     return generator
 
 
-def _read(source: str, field: str, gold: str | None) -> tuple[list[str], list[str]]:
+def _read(source: str, field: str | None, gold: str | None) -> tuple[list[str], list[str]]:
     """Texts and, if asked for, their right labels."""
     if source == "-":
         from enc2gen.cli.generate import read_lines
 
-        if gold is not None:
-            raise ConfigError("lines have no fields", where="--gold", remedy="give a JSONL, TSV or CSV file")
+        for option, name in (("--field", field), ("--gold", gold)):
+            if name is not None:
+                raise ConfigError("lines have no fields", where=option, remedy="give a JSONL, TSV or CSV file")
         return [line for line in read_lines(None) if line.strip()], []
     from enc2gen.corpora.readers import read_records
 
     texts: list[str] = []
     right: list[str] = []
     for number, record in enumerate(read_records(source), 1):
-        for name, values in ((field, texts), (gold, right)):
+        for name, option, values in ((field or _TEXT_FIELD, "--field", texts), (gold, "--gold", right)):
             if name is None:
                 continue
             if name not in record:
@@ -104,12 +110,19 @@ def _read(source: str, field: str, gold: str | None) -> tuple[list[str], list[st
                     where=f"{source}, record {number}",
                     remedy="name the field that holds the text with --field, that with the label with --gold",
                 )
-            values.append(str(record[name]))
-        if not texts[-1].strip():
-            raise DataError("the text is empty", where=f"{source}, record {number}", remedy="remove the record")
+            values.append(_text(record[name], name, option, f"{source}, record {number}"))
     if not texts:
         raise DataError("there is no text", where=source, remedy="give at least one text")
     return texts, right
+
+
+def _text(value: Any, field: str, option: str, where: str) -> str:
+    from enc2gen.corpora.text_values import as_text, check_whole
+
+    text = as_text(value, field, where=where, remedy=f"name a field of text with {option}")
+    if not text.strip():
+        raise DataError(f"field {field!r} is empty", where=where, remedy="fill it, or remove the record")
+    return check_whole(text, field, where=where)
 
 
 def _labels(given: str | None, generator: BridgeGenerator, model: str) -> list[str]:

@@ -47,6 +47,38 @@ def read_lines(path: Path | None) -> list[str]:
     return lines
 
 
+def check_apart(output_file: Path | None, *inputs: str | Path | None) -> None:
+    """Raise `ConfigError` if writing a file would replace what is read.
+
+    Args:
+        output_file: to be written; None for standard output.
+        inputs: files, folders or other sources; "-" is standard input, None nothing.
+    """
+    if output_file is None or not output_file.is_file():
+        return
+    written = Path(os.path.realpath(output_file))
+    for given in inputs:
+        if given is None:
+            continue
+        source = Path(os.path.realpath(given))
+        if written.samefile(source) if source.is_file() else _is_read(written, source, str(given)):
+            raise ConfigError(
+                f"this file is read ({given}), and would be lost",
+                where=f"--output {output_file}",
+                remedy="write into another file",
+            )
+
+
+def _is_read(written: Path, source: Path, given: str) -> bool:
+    """Whether an existing file lies in a folder that is read, or is what comes in as standard input."""
+    if source.is_dir():
+        return written.is_relative_to(source)
+    try:
+        return given == "-" and os.path.samestat(os.fstat(sys.stdin.fileno()), written.stat())
+    except (OSError, ValueError, AttributeError):  # standard input is no file
+        return False
+
+
 def check_writable(path: Path) -> None:
     """Find out before the work, not after it, that `path` cannot be written; what is there is left as it is."""
     try:

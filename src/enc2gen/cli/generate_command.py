@@ -168,7 +168,7 @@ def generate(
 
     With --output, finished lines are kept: an interrupted command goes on where it was stopped.
     """
-    from enc2gen.cli.generate import generate_lines
+    from enc2gen.cli.generate import check_apart, generate_lines
     from enc2gen.generation.blocks import Job
     from enc2gen.generation.scaling import best_line
     from enc2gen.generation.shortlist import Shortlist
@@ -176,6 +176,7 @@ def generate(
     given = locals()
     as_json = as_json or n_best > 1
     _refuse_idle({**given, "as_json": as_json})
+    check_apart(output_file, "-" if input_file is None else input_file, glossary, shortlist)
     beams = beams or 4
     groups = {"beam_groups": beams, "diversity_penalty": diverse} if diverse is not None else {}
     config = _config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -214,11 +215,22 @@ def _tune_allocator() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
 
 
+def _escape_unknown_characters() -> None:
+    """Let a message come with escapes rather than fail where the terminal's encoding lacks a character.
+
+    What is data is no concern of this: texts are written as UTF-8 bytes, JSON and YAML have escapes of their own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """Run the command; every error a user can cause is one message and exit status 1."""
     os.environ["ENC2GEN_COMMAND"] = "1"  # for worker processes: see enc2gen/__init__.py
     _tune_allocator()
     _quiet_libraries()
+    _escape_unknown_characters()
     try:
         status: Any = app(standalone_mode=False, prog_name="enc2gen")
     except Enc2genError as error:

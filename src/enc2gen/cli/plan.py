@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 
-from enc2gen.experiments.recipe import Recipe
+from enc2gen.experiments.recipe import Recipe, as_yaml
 
 if TYPE_CHECKING:
     from enc2gen.training.launch import Launch
@@ -53,7 +52,7 @@ def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
     for number, stage in enumerate(stages, start=1):
         console.print(f"# {number}. {stage}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        as_yaml(recipe, allow_unicode=console.encoding.startswith("utf")),
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -25,7 +25,7 @@ def shortlist(
     least: Annotated[int, typer.Option("--least", min=1, help="Occurrences from which a token is taken.")] = 1,
 ) -> None:
     """List the tokens a language is written with: enc2gen shortlist MODEL --text kk=train.kk.txt -o shortlist.json"""
-    from enc2gen.cli.generate import read_lines
+    from enc2gen.cli.generate import check_apart, read_lines
     from enc2gen.generation.generator import Generator
     from enc2gen.generation.shortlist import Shortlist
 
@@ -34,6 +34,7 @@ def shortlist(
         language, equals, path = given.partition("=")
         if not equals or not language:
             raise ConfigError(f"{given!r} names no language", where="--text", remedy="write LANGUAGE=FILE")
+        check_apart(output, path)
         files.setdefault(language, []).extend(read_lines(Path(path)))
     generator = Generator.from_pretrained(model)
     texts: dict[str, list[str]] = {}

@@ -19,6 +19,7 @@ __all__ = [
     "EXTENSIONS",
     "FORMATS",
     "Record",
+    "check_source",
     "known_extension",
     "parallel_records",
     "read_records",
@@ -67,17 +68,32 @@ def read_records(
         return _select(parallel_records(*sides, split=split), columns, str(source))
     if file := _HUB_FILE.fullmatch(str(source)):
         return read_records(hub_file(file["name"], file["file"]), format=format, columns=columns)
-    if str(source).startswith("hub:") or not path.exists():
-        name = _HUB_NAME.fullmatch(str(source))
-        if name and not known_extension(path) and (str(source).startswith("hub:") or "/" in name["name"]):
-            return _select(hub_records(name["name"], name["config"], split), columns, str(source))
+    if name := _hub_name(str(source)):
+        return _select(hub_records(name["name"], name["config"], split), columns, str(source))
+    check_source(source)
+    return _chain([(file, _reader(file, format)) for file in source_files(path, format)], columns)
+
+
+def _hub_name(source: str) -> re.Match[str] | None:
+    """Name and configuration of a data set on the Hub, if the source is one."""
+    if not source.startswith("hub:") and Path(source).exists():
+        return None
+    name = _HUB_NAME.fullmatch(source)
+    if name and not known_extension(Path(source)) and (source.startswith("hub:") or "/" in name["name"]):
+        return name
+    return None
+
+
+def check_source(source: str | Path) -> None:
+    """Raise `DataError` if the source, one side alone, is meant to lie on this machine and is not there."""
+    text = str(source)
+    if not (text.startswith("builtin:") or Path(text).exists() or _HUB_FILE.fullmatch(text) or _hub_name(text)):
         raise DataError(
             "no such file or folder",
-            where=str(source),
+            where=text,
             remedy="check the path; a Hub dataset is written owner/name[:config] or hub:name, "
             "a built-in corpus builtin:localisation?languages=kk,ug, two parallel files FIRST|SECOND",
         )
-    return _chain([(file, _reader(file, format)) for file in source_files(path, format)], columns)
 
 
 def source_sides(source: str | Path) -> list[str]:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from enc2gen.corpora.languages import default_script, normalise_language
 from enc2gen.corpora.readers import Record, read_records
 from enc2gen.corpora.text_values import as_text, check_whole
-from enc2gen.data.language_files import hub_source, language_file, languages_in, near_languages
+from enc2gen.data.language_files import filled, hub_source, language_file, languages_in, near_languages
 from enc2gen.errors import ConfigError, DataError, LanguageError
 from enc2gen.registry import Registry
 
@@ -103,7 +103,7 @@ class ClassificationTask(BaseModel):
         if split not in ("train", "dev", "validation", "test"):
             raise ConfigError(f"unknown split {split!r}", where=f"task {self.name}", remedy="train, dev or test")
         split = "dev" if split == "validation" else split
-        source, hub_split = self._source(language, split, path)
+        source, hub_split = self.source(language, split, path)
         records = read_records(source, split=hub_split)
         return [self._labelled(record, number, language, source) for number, record in enumerate(records, 1)]
 
@@ -111,8 +111,8 @@ class ClassificationTask(BaseModel):
         """Languages of a folder's data or, without `path`, of the Hub's as far as they are known here."""
         return list(self.languages) if path is None else languages_in(path)
 
-    def _source(self, language: str, split: str, path: str | Path | None) -> tuple[str, str]:
-        """What to read and, on the Hub, which split of it."""
+    def source(self, language: str, split: str, path: str | Path | None = None) -> tuple[str, str]:
+        """What `load` reads and, on the Hub, which split of it; for files the split that was asked for."""
         if path is not None and (file := language_file(path, language, split)) is not None:
             return str(file), split
         name = self.hub if path is None else str(path).removeprefix("hub:")
@@ -129,7 +129,7 @@ class ClassificationTask(BaseModel):
         if path is None or name == self.hub:
             name = self.hub_elsewhere.get(language, name)
         places = {"language": language, "split": split}
-        return hub_source(name, self.hub_config, places), self.splits.get(split, split).format(**places)
+        return hub_source(name, self.hub_config, places), filled(self.splits.get(split, split), places)
 
     def _labelled(self, record: Record, number: int, language: str, source: str) -> LabelledText:
         where = f"{source}, record {number}"

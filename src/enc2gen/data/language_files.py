@@ -38,6 +38,11 @@ def language_file(path: str | Path, language: str, split: str) -> Path | None:
     return _split_file(place, language, split) if place.is_dir() else place
 
 
+def is_pattern(path: str | Path) -> bool:
+    """Whether `path` stands for several files, by `{language}` or `{split}` in it."""
+    return "{language}" in str(path) or "{split}" in str(path)
+
+
 def languages_in(path: str | Path) -> list[str]:
     """Names of the languages in a folder: its subfolders, or what stands for `{language}` in file names."""
     text = str(path)
@@ -74,9 +79,14 @@ def near_languages(language: str, names: Iterable[str]) -> str:
 
 def hub_source(name: str, config: str | None, places: Mapping[str, str]) -> str:
     """What `read_records` calls a data set on the Hub; a configuration in `name` itself goes first."""
-    if config is None or ":" in name:
-        return f"hub:{name}".format(**places)
-    return f"hub:{name}:{config.format(**places)}"
+    return filled(f"hub:{name}" if config is None or ":" in name else f"hub:{name}:{config}", places)
+
+
+def filled(name: str, places: Mapping[str, str]) -> str:
+    """`name` with the values of `places` for {language} and {split}; other braces are the name's own."""
+    for place, value in places.items():
+        name = name.replace(f"{{{place}}}", value)
+    return name
 
 
 def _base(language: str) -> str | None:

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from enc2gen.corpora.builtin import package_versions, split_of
 from enc2gen.corpora.languages import normalise_language
-from enc2gen.corpora.readers import read_records, source_sides
+from enc2gen.corpora.readers import check_source, read_records, source_sides
 from enc2gen.corpora.text_values import as_text, check_whole
 from enc2gen.data.held_out import limit_rank, reading, unseen
 from enc2gen.data.tasks import Example, build_task
@@ -154,6 +154,12 @@ def data_files(recipe: Recipe) -> list[str]:
     named = [path for d in recipe.data.datasets for path in (d.path, d.dev, d.test) if path is not None]
     named += [corpus.path for corpus in recipe.data.monolingual]
     return [side for path in named for side in source_sides(_expand(path, recipe))]
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise `DataError` if a file or folder that the recipe reads text from is not there."""
+    for name in data_files(recipe):
+        check_source(name)
 
 
 class _Writer:

@@ -322,7 +322,7 @@ RecipeT = TypeVar("RecipeT", bound=BaseModel)
 def validated(model: type[RecipeT], content: Mapping[str, Any], path: str | Path) -> RecipeT:
     """The recipe that `content`, read from `path`, describes; `ConfigError` with every problem if there are any."""
     try:
-        return model(**content)
+        return model.model_validate(dict(content))
     except ValidationError as error:
         lines = problems(error, model)
         listed = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}\n  " + "\n  ".join(lines)
@@ -340,7 +340,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f"the value of {name!r} is not YAML: {value!r}", where="--set") from error
     node: Any = content
     for number, key in enumerate(keys):
-        last = number == len(keys) - 1
         place = int(key) if isinstance(node, list) and key.isdigit() and int(key) < len(node) else key
         if not isinstance(node, dict) and not isinstance(place, int):
             raise ConfigError(
@@ -348,7 +347,7 @@ def _override(content: dict[str, Any], override: str) -> None:
                 where="--set",
                 remedy="check the section names; entries of lists are counted from 0",
             )
-        if last:
+        if number == len(keys) - 1:
             node[place] = parsed
         else:
             node = node[place] if isinstance(place, int) else node.setdefault(place, {})
@@ -362,6 +361,8 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown field" + _suggestion(problem["loc"], model)
+        elif problem["type"] == "invalid_key":
+            message = f"the name {problem['input']} is no text (YAML reads no, on and 1 as values): remove or quote it"
         lines.append(f"{place}: {message}")
     return lines
 
@@ -389,9 +390,9 @@ def _child(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
     return None
 
 
-def as_yaml(recipe: BaseModel) -> str:
-    """The recipe with all defaults filled in."""
-    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def as_yaml(recipe: BaseModel, *, allow_unicode: bool = True) -> str:
+    """The recipe with all defaults filled in; without `allow_unicode` in ASCII, with YAML's own escapes."""
+    return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=allow_unicode))
 
 
 def digest(value: Mapping[str, Any] | Sequence[Any]) -> str:

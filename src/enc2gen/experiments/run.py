@@ -22,7 +22,7 @@ from enc2gen.experiments import encoders, systems
 from enc2gen.experiments.comparisons import paired_comparisons
 from enc2gen.experiments.evaluate import check_limit, evaluate_floors, evaluate_system
 from enc2gen.experiments.model_card import write_card
-from enc2gen.experiments.prepare import check_counts, data_files, fingerprint, model_content, prepare
+from enc2gen.experiments.prepare import check_counts, check_files, data_files, fingerprint, model_content, prepare
 from enc2gen.experiments.provenance import code, machine, versions
 from enc2gen.experiments.recipe import Recipe, digest
 from enc2gen.experiments.report import print_results, write_report
@@ -55,6 +55,7 @@ class Run:
         if not self.workspace.processes.is_main_process:
             self.console = Console(quiet=True)
         self.keys: dict[str, str] = {}
+        self._only_checks = False
 
     def run(self, stages: Sequence[str] = STAGES) -> Path:
         """Run `stages` and whatever they need; returns the folder.
@@ -65,11 +66,27 @@ class Run:
         last = max(STAGES.index(stage) for stage in stages)
         if last >= STAGES.index("evaluate"):
             self._check_decoding()
-        with locked_folder(self.workspace.root) if self.workspace.processes.is_main_process else nullcontext():
+        main = self.workspace.processes.is_main_process
+        with locked_folder(self.workspace.root) if main else nullcontext():
+            if main:
+                self._check_stages()
             self.workspace.record_recipe()
             for stage in STAGES[: last + 1]:
                 getattr(self, f"_{stage}")()
         return self.workspace.root
+
+    def _check_stages(self) -> None:
+        """Refuse other training and missing corpora before anything is written, not when their turn comes.
+
+        The recipe that is kept in the folder is thereby the one of the training in it.
+        """
+        self._only_checks = True
+        try:
+            for stage in STAGES[: STAGES.index("evaluate")]:
+                getattr(self, f"_{stage}")()
+        finally:
+            self._only_checks = False
+            self.keys.clear()
 
     def _check_decoding(self) -> None:
         """Refuse settings of decoding before anything is trained, not after."""
@@ -97,6 +114,10 @@ class Run:
     ) -> None:
         """Run a stage unless it is done; one that is `shared_as` something may take its folder from the store."""
         key = self.keys[stage] = digest({"stage": stage, **depends_on})
+        if self._only_checks:
+            if folder is not None:
+                self.workspace.check_training(stage, key, folder)
+            return
         if self.workspace.done(stage, key):
             self.log(f"{stage}: done before, kept")
             return
@@ -111,6 +132,8 @@ class Run:
 
     def _prepare(self) -> None:
         recipe = self.recipe
+        if self._only_checks:
+            check_files(recipe)
         depends = {
             "version": __version__,
             "data": recipe.data.identity(),
@@ -125,6 +148,8 @@ class Run:
             self.workspace.data,
             shared_as="prepare",
         )
+        if self._only_checks:
+            return
         check_counts(recipe, self.workspace)
         check_limit(recipe, self.workspace)
 

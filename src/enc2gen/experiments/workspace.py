@@ -116,16 +116,57 @@ class Workspace:
             raise self._damaged(path, error) from error
 
     def _damaged(self, path: Path, error: Exception) -> CheckpointError:
-        return CheckpointError(
-            f"a file of the run is missing or damaged ({error})",
-            where=str(path),
-            remedy=f"remove {self.root / 'stages'} and run again: finished stages are repeated",
-        )
+        # Not the folder of all stages: without NAME.started, training that is there is taken for another's.
+        record = path if path.parent == self.root / "stages" else self._record(self._maker(path))
+        if record.exists():
+            remedy = f"remove {record} (that file alone) and run again: this stage is repeated"
+        else:
+            remedy = (
+                f"remove from {self.root / 'stages'} the NAME.json, not the NAME.started, of the stage that writes it, "
+                "and run again: that stage is repeated"
+            )
+        return CheckpointError(f"a file of the run is missing or damaged ({error})", where=str(path), remedy=remedy)
+
+    def _maker(self, path: Path) -> str:
+        """The stage that writes a file of the run: by its place; perhaps one that this run does not have."""
+        match path.relative_to(self.root).parts if path.is_relative_to(self.root) else ():
+            case ("data", *_):
+                return "prepare"
+            case ("encoders", variant, "adaptation" | "adaptation.json", *_):
+                return f"adapt-{variant}"
+            case ("encoders", variant, *_):
+                return f"vocabulary-{variant}"
+            case ("systems", system, "initial", *_):
+                return f"build-{system}"
+            case ("systems", system, "pretrain" | "pretrained", *_):
+                return f"pretrain-{system}"
+            case ("systems", system, "finetune" | "finetuned", *_):
+                return f"finetune-{system}"
+            case ("systems", system, _):
+                return f"evaluate-{system}"
+            case ("floors.json",):
+                return "evaluate-floors"
+            case ("controls", name):
+                return f"control-{Path(name).stem}"
+            case ("bridges", bridge, seed, _, "scores.json"):
+                return f"evaluate-{bridge}-{seed}"
+            case ("bridges", bridge, seed, step, *_):
+                return f"train-{bridge}-{seed}-{step}"
+        return path.stem
+
+    def _record(self, stage: str) -> Path:
+        """Where it stands that `stage` is finished."""
+        return self.root / "stages" / f"{stage}.json"
 
     def key(self, stage: str) -> str | None:
         """Key that `stage` was last finished with."""
-        path = self.root / "stages" / f"{stage}.json"
-        return self.read_json(path)["key"] if path.exists() else None
+        path = self._record(stage)
+        try:
+            return self.read_json(path)["key"] if path.exists() else None
+        except CheckpointError:
+            if path.exists():
+                raise
+            return None  # another process has just begun the stage with another key
 
     def done(self, stage: str, key: str) -> bool:
         """Whether `stage` is finished with exactly this key."""
@@ -155,22 +196,40 @@ class Workspace:
             work()
         if main:
             seconds = round(time.perf_counter() - start, 2)
-            self.write_json(self.root / "stages" / f"{stage}.json", {"key": key, "seconds": seconds})
+            self.write_json(self._record(stage), {"key": key, "seconds": seconds})
         self.processes.wait_for_everyone()
 
-    def _begin(self, stage: str, key: str, folder: Path | None) -> None:
-        started = self.root / "stages" / f"{stage}.started"
-        same = started.exists() and started.read_text() == key
-        if folder is not None and folder.exists() and not same:
-            if any(folder.rglob("checkpoints")) and not self.overwrite:
-                raise OutputError(
-                    "this folder holds training with other settings, data or seed",
-                    where=str(folder),
-                    remedy="choose another folder with --output, or replace it with --overwrite",
-                )
-            shutil.rmtree(folder)
-        if same:
+    def check_training(self, stage: str, key: str, folder: Path) -> None:
+        """Refuse to replace training in `folder`, of `stage`, that was done with another key; changes nothing.
+
+        Raises:
+            OutputError: there is such training, and the run shall not overwrite it.
+        """
+        if self.overwrite or self.done(stage, key) or self._began(stage, key):
             return
+        if folder.exists() and any(folder.rglob("checkpoints")):
+            raise OutputError(
+                "this folder holds training with other settings, data or seed",
+                where=str(folder),
+                remedy="choose another folder with --output, or replace it with --overwrite",
+            )
+
+    def _began(self, stage: str, key: str) -> bool:
+        """Whether the last attempt at `stage` was with this key: what lies in its folder is of that."""
+        started = self.root / "stages" / f"{stage}.started"
+        return started.exists() and started.read_text() == key
+
+    def _begin(self, stage: str, key: str, folder: Path | None) -> None:
+        if self._began(stage, key):
+            return
+        started = self.root / "stages" / f"{stage}.started"
+        if folder is not None:
+            self.check_training(stage, key, folder)
+        with writing(started):
+            # First: should this attempt fail, what is left is not what was finished with the old key.
+            self._record(stage).unlink(missing_ok=True)
+            if folder is not None and folder.exists():
+                shutil.rmtree(folder)
         with writing(started):  # whole or not at all: with half a key, a full disk would cost the training below
             started.parent.mkdir(exist_ok=True)
             temporary = started.with_name(f".{started.name}.tmp")

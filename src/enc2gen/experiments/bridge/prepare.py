@@ -27,7 +27,7 @@ from enc2gen.data.classification import (
 )
 from enc2gen.data.code_switching import builtin_lexicon, code_switched_examples, load_lexicon
 from enc2gen.data.held_out import drawn, how_split, unseen
-from enc2gen.data.language_files import own_splits
+from enc2gen.data.language_files import is_pattern, language_file, own_splits
 from enc2gen.data.tasks import Example, build_task
 from enc2gen.errors import ConfigError, DataError, LanguageError
 from enc2gen.experiments.bridge.recipe import (
@@ -111,7 +111,7 @@ def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
     task = recipe.task
     named = [data.path for stage in recipe.stages for data in stage.data if not isinstance(data, TaskTextsSection)]
     lexicons = [
-        data.lexicon.format(language=tag)
+        _lexicon_path(data, tag)
         for stage in recipe.stages
         for data in stage.data
         if isinstance(data, CodeSwitchedSection)
@@ -128,9 +128,29 @@ def data_key(recipe: BridgeRecipe) -> dict[str, Any]:
         "files": fingerprint(
             *(side for path in named for side in source_sides(path)),
             *lexicons,
-            *([task.path] if task and task.path else []),
+            *(_task_files(task) if task else ()),
         ),
     }
+
+
+def _task_files(section: TaskSection) -> list[str]:
+    """The path of the task's data; of a pattern, which is no file, the files that it stands for in this recipe."""
+    path = section.path
+    if path is None or not is_pattern(path):
+        return [path] if path else []
+    task = build_classification_task(section.name, section.options)
+    read = {(language, split): None for language in section.train_languages for split in SPLITS}
+    tested = section.languages or task.available_languages(path)
+    found: dict[str, None] = {}
+    for language, split in read | {(language, "test"): None for language in tested}:
+        with suppress(DataError):
+            if (file := language_file(path, language, split)) is not None:
+                found[str(file)] = None
+    return sorted(found)
+
+
+def _lexicon_path(data: CodeSwitchedSection, language: str) -> str:
+    return data.lexicon.replace("{language}", language)
 
 
 def training_digest(recipe: BridgeRecipe, workspace: Workspace) -> str:
@@ -167,6 +187,53 @@ def prepare(recipe: BridgeRecipe, workspace: Workspace, log: Log) -> None:
             held_out = f"{counts['dev'].get(group, 0):,} dev, {counts['test'].get(group, 0):,} test"
             log(f"{stage.name}, {group}: {count:,} pairs to train on; {held_out}")
     workspace.write_json(workspace.data / "summary.json", summary)
+
+
+def check_languages(section: TaskSection) -> None:
+    """Refuse two languages of one file: nothing there says whose a text is, so trained texts would be tested, too.
+
+    Raises:
+        DataError: such a file.
+    """
+    task, path = build_classification_task(section.name, section.options), section.path
+    if path is None and task.hub is None:
+        return  # built in
+    readers: dict[tuple[str, str], str] = {}
+    for language in [*section.train_languages, *(section.languages or task.available_languages(path))]:
+        for split in SPLITS if language in section.train_languages else ("test",):
+            try:
+                source = task.source(language, split, path)
+            except DataError:
+                continue  # said where it is read, if it has to be there
+            if (other := readers.setdefault(source, language)) != language:
+                raise DataError(
+                    f"the texts of {language!r} would be read from here, and those of {other!r} are: nothing says "
+                    "which language a text is in",
+                    where=source[0],
+                    remedy=f"give each language files of its own, as in FOLDER/{language}/{split}.tsv with task.path: "
+                    f'FOLDER, or write {{language}} in the name (task.path: "FOLDER/{{language}}.tsv")',
+                )
+
+
+def check_prepared(recipe: BridgeRecipe, workspace: Workspace) -> None:
+    """Refuse data, prepared now or long ago, without which a bridge cannot be measured or chosen once it is trained.
+
+    Raises:
+        DataError: no test text of a trained language, or no development example in the last stage of a search, by
+            which the rates are compared.
+    """
+    summary = PreparedBridgeData(workspace).summary
+    if recipe.task and (untested := set(recipe.task.train_languages) - set(summary["languages"])):
+        raise _nothing_left(sorted(untested)[0], "test", recipe.task)
+    for bridge in recipe.bridges:
+        last = recipe.stages_of(bridge)[-1]
+        on_task = any(isinstance(data, TaskTextsSection) for data in last.data)
+        if recipe.searched(bridge) and not summary["counts"][last.name]["dev"] and not on_task:
+            raise DataError(
+                f"no development example: the learning rates of {bridge} cannot be compared",
+                where=f"stages.{last.name}",
+                remedy="give more pairs, raise dev_percent, or leave search out and set training.learning_rate",
+            )
 
 
 def check_hold_outs(recipe: BridgeRecipe) -> None:
@@ -212,9 +279,6 @@ def _prepare_task(section: TaskSection, workspace: Workspace) -> dict[str, Any]:
     for language in dict.fromkeys(wanted):
         if language not in section.train_languages:
             rows["test"] += task.load(language, "test", path)
-    if empty := [split for split, found in rows.items() if not found]:
-        remedy = f"give more texts, a file for {empty[0]}, or another share (task.dev_percent, task.test_percent)"
-        raise DataError(f"no text is left for {empty[0]}", where=str(path or section.name), remedy=remedy)
     labels = task.labels or label_names(rows["train"])
     if unseen := sorted({row.label for row in rows["test"]} - set(labels)):
         raise DataError(f"the test data have labels that training lacks: {unseen}", where=f"task {section.name}")
@@ -241,7 +305,19 @@ def _trained_language(task: ClassificationTask, section: TaskSection, language: 
         found[split] = task.load(language, split, path)
     if section.limit is not None:
         found["train"] = balanced(found["train"], section.limit)
+    if empty := [split for split, texts in found.items() if not texts]:
+        raise _nothing_left(language, empty[0], section)
     return found
+
+
+def _nothing_left(language: str, split: str, section: TaskSection) -> DataError:
+    share = "task.limit" if split == "train" else f"task.{split}_percent"
+    return DataError(
+        f"no text of language {language!r} is left for {split}",
+        where=section.path or section.name,
+        remedy=f"give more texts, a file for {split}, or another share ({share}), or leave the language out of "
+        "task.train_languages",
+    )
 
 
 def _stage_pairs(
@@ -292,7 +368,7 @@ def _code_switched(
 ) -> Iterator[tuple[str, TextPair]]:
     """Code-switched English and the English it came from, for every text and language."""
     lexicons = [
-        builtin_lexicon(tag) if data.lexicon == "builtin" else load_lexicon(data.lexicon.format(language=tag), tag)
+        builtin_lexicon(tag) if data.lexicon == "builtin" else load_lexicon(_lexicon_path(data, tag), tag)
         for tag in data.languages
     ]
     for example in code_switched_examples(_english(data, workspace), lexicons, data.rate, recipe.seeds[0]):

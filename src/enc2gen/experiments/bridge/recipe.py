@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from enc2gen.data.batching import BatchingConfig
 from enc2gen.errors import ConfigError
 from enc2gen.evaluation.llm_alone import INSTRUCTION
+from enc2gen.experiments.bridge.fields import Instruction, Names, Rates, Seeds
 from enc2gen.experiments.recipe import problems, read_content, validated
 from enc2gen.experiments.recipe_fields import (
     RUN_NAME,
@@ -76,11 +77,11 @@ class BridgeSection(Section):
     tuning: TuningConfig | None = Field(default=None, description="what learns, in all stages, instead of the stages'")
     training: dict[str, Any] = Field(default_factory=dict, description="training settings of its own, in all stages")
     stages: list[str] | None = Field(default=None, description="names of the stages it trains in; none: all of them")
-    learning_rates: list[float] | None = Field(default=None, description="to search, instead of the recipe's")
+    learning_rates: Rates | None = Field(default=None, min_length=1, description="to search, instead of the recipe's")
     prompt: str | None = Field(
         default=None, description="text for the LLM after the prefix in the last stage, instead of the stage's"
     )
-    seeds: list[int] | None = Field(default=None, min_length=1, description="instead of the recipe's (ablations)")
+    seeds: Seeds | None = Field(default=None, min_length=1, description="instead of the recipe's (ablations)")
 
     @model_validator(mode="after")
     def _parts_can_be_built(self) -> BridgeSection:
@@ -106,7 +107,7 @@ class TaskSection(Section):
         default_factory=dict,
         description="what differs from the named task: template, labels, label_fields, ...; see below",
     )
-    train_languages: list[str] = Field(default=["eng_Latn"], min_length=1, description="languages trained on")
+    train_languages: Names = Field(default=["eng_Latn"], min_length=1, description="languages trained on")
     languages: list[str] | None = Field(default=None, description="languages tested; none: all that the data have")
     limit: int | None = Field(
         default=None, ge=2, description="train on so many texts per language, equally many per label"
@@ -194,15 +195,10 @@ class StageSection(Section):
 class SearchSection(Section):
     """The learning-rate search: every bridge is trained once with each rate, on the first seed of the recipe."""
 
-    learning_rates: list[float] = Field(min_length=1, description="to try; the least development loss wins")
+    learning_rates: Rates = Field(
+        min_length=1, description="to try; the least development loss wins, and rates that diverge are left out"
+    )
     stage: str | None = Field(default=None, description="stage whose rate is searched; none: the last")
-
-    @field_validator("learning_rates")
-    @classmethod
-    def _positive(cls, rates: list[float]) -> list[float]:
-        if any(rate <= 0 for rate in rates) or len(set(rates)) < len(rates):
-            raise ValueError("learning rates must be above 0 and different")
-        return rates
 
 
 class EvaluationSection(Section):
@@ -216,8 +212,8 @@ class EvaluationSection(Section):
     decoding: DecodingConfig = Field(
         default_factory=lambda: DecodingConfig(num_beams=1), description="search; greedy as in arXiv 2508.09091"
     )
-    instruction: str = Field(default=INSTRUCTION, description="what the LLM alone is asked; {text}, {labels}")
-    translation_instruction: str = Field(
+    instruction: Instruction = Field(default=INSTRUCTION, description="what the LLM alone is asked; {text}, {labels}")
+    translation_instruction: Instruction = Field(
         default="Translate the text into English.\n\nText: {text}", description="likewise, where pairs are tested"
     )
     reference: str | None = Field(default=None, description="bridge that all are compared with; none: last if there")
@@ -241,7 +237,7 @@ class BridgeRecipe(Section):
     name: str = Field(pattern=RUN_NAME, description="of the run")
     description: str = Field(default="", description="what the run is for")
     output: str | None = Field(default=None, description="folder of the run; runs/NAME by default")
-    seeds: list[int] = Field(default=[0], min_length=1, description="each bridge is trained once with each")
+    seeds: Seeds = Field(default=[0], min_length=1, description="each bridge is trained once with each")
     encoder: EncoderSection = Field(description="the encoder")
     llm: LlmSection = Field(description="the LLM")
     bridges: dict[str, BridgeSection] = Field(min_length=1, description="bridges to compare, by name")
@@ -252,13 +248,6 @@ class BridgeRecipe(Section):
     cache_gigabytes: float = Field(default=4.0, ge=0, description="memory for states of the frozen encoder")
     evaluate: EvaluationSection = Field(default_factory=EvaluationSection, description="measuring")
     analysis: AnalysisSection = Field(default_factory=AnalysisSection, description="looking inside")
-
-    @field_validator("seeds")
-    @classmethod
-    def _different_seeds(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or any(not 0 <= seed < 2**31 for seed in seeds):
-            raise ValueError("seeds must be different whole numbers from 0 to 2147483647")
-        return seeds
 
     @model_validator(mode="after")
     def _names_fit(self) -> BridgeRecipe:
@@ -294,9 +283,12 @@ class BridgeRecipe(Section):
             return [f"bridges.{name}.stages: {unknown or 'none'}; stages: {', '.join(self.stage_names)}"]
         try:
             for stage in self.stages_of(name):
-                self.training(name, stage, self.seeds[0])
+                self.training(name, stage, self.seeds_of(name)[0])
         except ValidationError as error:
             return [f"bridges.{name}.training.{line}" for line in problems(error, TrainingConfig)]
+        if bridge.learning_rates is not None and self.searched(name) is None:
+            instead = "leave training.learning_rate out" if self.search else "add search, or set training.learning_rate"
+            return [f"bridges.{name}.learning_rates: nothing is searched; {instead}"]
         return [f"bridges.{name}.training.seed: use seeds"] if "seed" in bridge.training else []
 
     @property

@@ -34,13 +34,13 @@ def collect(
     recipe: BridgeRecipe,
     workspace: Workspace,
     last: Mapping[str, Sequence[tuple[int, Step]]],
-    search: Mapping[str, Mapping[str, float]],
+    search: Mapping[str, Mapping[str, float | None]],
 ) -> dict[str, Any]:
     """What `results.json` holds.
 
     Args:
         last: bridge -> (seed, last step) of every seed.
-        search: bridge -> learning rate -> development loss.
+        search: bridge -> learning rate -> development loss; None where training diverged.
     """
     data = PreparedBridgeData(workspace)
     summary, tests = data.summary, test_texts(recipe, data)

@@ -16,7 +16,7 @@ import transformers
 from rich.console import Console
 
 from enc2gen.data.held_out import DRAWN
-from enc2gen.errors import ConfigError, OutputError
+from enc2gen.errors import ConfigError, OutputError, TrainingError
 from enc2gen.experiments.bridge import systems
 from enc2gen.experiments.bridge.analysis import (
     analyse_bridge,
@@ -27,7 +27,15 @@ from enc2gen.experiments.bridge.analysis import (
     wants_weights,
 )
 from enc2gen.experiments.bridge.evaluate import evaluate_bridge, evaluate_control
-from enc2gen.experiments.bridge.prepare import PreparedBridgeData, data_key, language_written, prepare, training_digest
+from enc2gen.experiments.bridge.prepare import (
+    PreparedBridgeData,
+    check_languages,
+    check_prepared,
+    data_key,
+    language_written,
+    prepare,
+    training_digest,
+)
 from enc2gen.experiments.bridge.recipe import BridgeRecipe
 from enc2gen.experiments.bridge.report import print_results, write_report
 from enc2gen.experiments.bridge.results import collect
@@ -36,6 +44,7 @@ from enc2gen.experiments.bridge.systems import Parts, Step
 from enc2gen.experiments.prepare import fingerprint
 from enc2gen.experiments.recipe import digest
 from enc2gen.experiments.workspace import Workspace
+from enc2gen.training.checkpoint import writing
 
 _INSTRUCTIONS = ("instruction", "translation_instruction")  # only the LLM alone is given them
 
@@ -77,14 +86,33 @@ class BridgeRun:
         Raises:
             Interrupted: saved, and to be continued by running again.
         """
-        self.workspace.record_recipe()
+        if self.recipe.task is not None:
+            check_languages(self.recipe.task)
         self._carry_out(lambda: [Unit("prepare", self._prepare_key, self._prepare, folder=self.workspace.data)])
+        check_prepared(self.recipe, self.workspace)
+        self._check_training()
+        self.workspace.record_recipe()
         self._carry_out(self._units)
         if not self.partial:
+            self._forget_lost_report()
             self._carry_out(lambda: [Unit("report", self._report_key, self._report)])
             self.console.rule("[bold]results", align="left")
             print_results(self.workspace.read_json(self.workspace.root / "results.json"), self.console)
         return self.workspace.root
+
+    def _check_training(self) -> None:
+        """Refuse to replace other training while `recipe.json` still tells how that was done."""
+        for name, seeds in self.chosen.items():
+            given = (step for seed in seeds for step in systems.steps(self.recipe, name, seed, None))
+            for step in given if self.recipe.searched(name) is None else self._search_steps(name):
+                self.workspace.check_training(step.name, self._step_key(step), step.folder(self.workspace))
+
+    def _forget_lost_report(self) -> None:
+        """Have the report written again if a file of it was removed."""
+        root = self.workspace.root
+        if not all((root / name).is_file() for name in ("results.json", "results.md", "report.html")):
+            with writing(root):
+                (root / "stages" / "report.json").unlink(missing_ok=True)
 
     def log(self, message: str) -> None:
         """One line for the user."""
@@ -177,17 +205,27 @@ class BridgeRun:
 
         Raises:
             CheckpointError: the search is not finished.
+            TrainingError: no rate can be chosen, because training diverged at all of them.
         """
         searched = self.recipe.searched(bridge)
         if searched is None:
             return None
-        losses = {rate: self._search_loss(bridge, rate) for rate in searched[1]}
+        losses = {rate: loss for rate in searched[1] if (loss := self._search_loss(bridge, rate)) is not None}
+        if not losses:
+            raise TrainingError(
+                f"training {bridge} diverged at every learning rate of the search: "
+                + ", ".join(f"{rate:g}" for rate in searched[1]),
+                where=str(self.workspace.root / "bridges" / bridge),
+                remedy=f"search lower rates (search.learning_rates, or bridges.{bridge}.learning_rates), or lengthen "
+                "training.warmup",
+            )
         return min(losses, key=lambda rate: (losses[rate], rate))
 
-    def _search_loss(self, bridge: str, rate: float) -> float:
+    def _search_loss(self, bridge: str, rate: float) -> float | None:
+        """Development loss with a searched rate; None if training diverged."""
         last = systems.steps(self.recipe, bridge, self.recipe.seeds_of(bridge)[0], rate)[-1]
         loss = self.workspace.read_json(last.folder(self.workspace) / "result.json")["best_loss"]
-        return float("inf") if loss is None else float(loss)
+        return None if loss is None else float(loss)
 
     def _search_steps(self, bridge: str) -> Iterator[Step]:
         searched = self.recipe.searched(bridge)
@@ -203,10 +241,18 @@ class BridgeRun:
         return self.workspace.done(step.name, self._step_key(step))
 
     def _train_unit(self, step: Step) -> Unit:
+        searching = step.rate is not None and step.seed == self.recipe.seeds_of(step.bridge)[0]
         return Unit(
             step.name,
             partial(self._step_key, step),
-            partial(systems.train_step, self.recipe, self.workspace, self.parts, step, self.log),
+            partial(
+                systems.try_rate if searching else systems.train_step,
+                self.recipe,
+                self.workspace,
+                self.parts,
+                step,
+                self.log,
+            ),
             ready=lambda: step.before is None or self._step_done(step.before),
             folder=step.folder(self.workspace),
         )

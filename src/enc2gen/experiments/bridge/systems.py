@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from enc2gen.data.batching import EncodedExample, evaluation_batches
 from enc2gen.encoders.loading import load_tokenizer
 from enc2gen.encoders.reading import encoder_facts, load_reading_encoder
-from enc2gen.errors import ConfigError, Interrupted
+from enc2gen.errors import ConfigError, Interrupted, TrainingError
 from enc2gen.experiments.bridge.prepare import PreparedBridgeData
 from enc2gen.experiments.bridge.recipe import BridgeRecipe, StageSection
 from enc2gen.experiments.workspace import Workspace, replace_folder
@@ -265,6 +265,30 @@ def train_step(
     summary = {name: getattr(result, name) for name in (*names, "parameters")}
     workspace.write_json(folder / "result.json", {**summary, "learning_rate": config.learning_rate})
     log(f"{step.bridge}: {result.seconds:.0f} s; best validation loss {result.best_loss} at step {result.best_step}")
+
+
+def try_rate(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step, log: Callable[[str], None]) -> None:
+    """As :func:`train_step`; a rate of a search that diverges is left out of the choice, and the search goes on.
+
+    Its `result.json` has no loss and says why under `diverged`; steps behind it are not trained.
+    """
+    reason = None if step.before is None else _diverged(workspace, step.before)
+    if reason is None:
+        try:
+            return train_step(recipe, workspace, parts, step, log)
+        except TrainingError as error:
+            reason = error.what
+    folder = step.folder(workspace)
+    with writing(folder):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # there is nothing to go on from, or to be kept
+    workspace.write_json(folder / "result.json", {"best_loss": None, "learning_rate": step.rate, "diverged": reason})
+    log(f"{step.bridge}: diverged with learning rate {step.rate:g}, which is not chosen: {reason}")
+
+
+def _diverged(workspace: Workspace, step: Step) -> str | None:
+    """Why a finished step of a search was given up; None if it was not."""
+    found: str | None = workspace.read_json(step.folder(workspace) / "result.json").get("diverged")
+    return found
 
 
 def publish(recipe: BridgeRecipe, workspace: Workspace, parts: Parts, step: Step) -> Path:

@@ -216,11 +216,13 @@ def _search(results: Mapping[str, Any]) -> Table:
     rates = sorted({rate for losses in results["search"].values() for rate in losses}, key=float)
     rows, edges = [], []
     for name, losses in results["search"].items():
-        best = min(losses, key=lambda rate: (losses[rate], float(rate)))
+        finite = {rate: loss for rate, loss in losses.items() if loss is not None}
+        best = min(finite, key=lambda rate: (finite[rate], float(rate)))
         at_edge = len(losses) > 1 and best in (min(losses, key=float), max(losses, key=float))
         edges += [name] if at_edge else []
         mark = " * edge" if at_edge else " *"
-        shown = {rate: f"{loss:.3f}" + (mark if rate == best else "") for rate, loss in losses.items()}
+        shown = dict.fromkeys(losses, "diverged")
+        shown |= {rate: f"{loss:.3f}" + (mark if rate == best else "") for rate, loss in finite.items()}
         rows.append([name, *(shown.get(rate, NOTHING) for rate in rates)])
     note = "Development loss in the trained language, first seed; * is chosen."
     if edges:

@@ -12,7 +12,7 @@ from typing import Any
 from enc2gen.errors import Enc2genError, Interrupted
 from enc2gen.experiments.grid.engines import POLL_SECONDS, Command, Outcome, Runner
 from enc2gen.experiments.grid.plan import GridRun
-from enc2gen.experiments.grid.records import LOG, RECIPE, RunRecord, make_ready, take_finished, tidy
+from enc2gen.experiments.grid.records import LOG, RECIPE, RunRecord, lost_weights, make_ready, take_finished, tidy
 from enc2gen.training.runtime import InterruptFlag
 
 TAIL_LINES = 12
@@ -124,6 +124,12 @@ class Execution:
                 return f"not started: {need.name}, which it starts from, failed"
             if need.folder not in self._finished | coming:
                 return f"not started: {need.name}, which it starts from, is not among the runs"
+            trained = need.folder / "systems" / need.recipe.main_system / "finetuned"
+            if need.folder in self._finished and lost_weights(need.model if need is run.start else trained):
+                return (
+                    f"not started: {need.name}, which it starts from, has lost its weights; remove {need.folder}, "
+                    "and the same command does it again"
+                )
         return None
 
     def _command(self, run: GridRun) -> Command:

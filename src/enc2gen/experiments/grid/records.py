@@ -121,7 +121,8 @@ def take_finished(run: GridRun) -> str | None:
     """Take over all of the same run of an experiment beside this one, if one has finished it.
 
     The same run has the same name, which holds a hash of its settings, and was finished with the inputs that there are
-    now. Only a run that was never begun is taken over; it has its own recipe, and what the other one cost.
+    now. Only a run that was never begun is taken over; it has its own recipe, and what the other one cost. Pretraining
+    without its weights is none to start from.
 
     Returns:
         The name of that experiment's folder; None if there is none, or its files cannot be had.
@@ -132,7 +133,8 @@ def take_finished(run: GridRun) -> str | None:
         experiment = other.parents[1]
         if (
             (experiment / DEFINITION).is_file()
-            and RunRecord(replace(run, folder=other)).finished
+            and RunRecord(found := replace(run, folder=other)).finished
+            and not (run.kind == "pretrain" and lost_weights(found.model))
             and _said(other / RECIPE) == _settings(_given(run))
         ):
 
@@ -146,6 +148,11 @@ def take_finished(run: GridRun) -> str | None:
                 replace_folder(run.folder, take)
                 return experiment.name
     return None
+
+
+def lost_weights(model: Path) -> bool:
+    """Whether a model's weights are gone, which are often removed from finished runs for the room they take."""
+    return (model / "config.json").is_file() and not any(model.glob("*.safetensors"))
 
 
 def _given(run: GridRun) -> dict[str, Any]:
