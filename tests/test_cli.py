@@ -187,7 +187,10 @@ def test_run_and_dry_run(enc2gen: Callable[..., Result], tmp_path: Path, encoder
     del content["systems"]["random_decoder"]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    early = enc2gen("run", str(path), "--dry-run", "--set", "data.datasets.0.path=later.tsv")
+    assert early.returncode == 0 and b"# Not there yet: later.tsv\n" in early.stdout
     plan = enc2gen("run", str(path), "--dry-run")
+    assert b"Not there" not in plan.stdout
     assert plan.returncode == 0 and b"pretrain shared: 6 steps" in plan.stdout and not (tmp_path / "run").exists()
     assert yaml.safe_load(plan.stdout)["finetune"]["training"]["max_steps"] == 6
     result = enc2gen("run", str(path), "--set", "pretrain.training.max_steps=2")

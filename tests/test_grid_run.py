@@ -241,6 +241,7 @@ def test_the_dry_run_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert experiment(tmp_path, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "runs: 6 of tasks, 6 of pretraining, 4 of the search; 2 of them take over the training of another" in said
+    assert said.count("not there yet: ") == 1 and f"not there yet: {tmp_path / 'pairs.tsv'}" in said.replace("\n", "")
     assert not (tmp_path / "out").exists()
 
 

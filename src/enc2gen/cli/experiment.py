@@ -129,6 +129,7 @@ def _list() -> None:
 def print_grid(planner: Planner, scale: str | None) -> None:
     """Print variants, tasks, sizes, seeds, the number of runs, and where they go."""
     from enc2gen.experiments.grid.run import counted
+    from enc2gen.experiments.prepare import missing_files
 
     definition = planner.experiment
     searches, runs, assumed = counted(planner)
@@ -151,5 +152,7 @@ def print_grid(planner: Planner, scale: str | None) -> None:
         + (f"; {shared} of them take over the training of another" if shared else "")
     )
     _say(f"output: {planner.folder}")
+    for name in dict.fromkeys(name for run in [*searches, *runs] for name in missing_files(run.recipe)):
+        _say(f"not there yet: {name}")
     for run in {run.folder: run for run in [*searches, *runs]}.values():
         _say(f"  {run.folder.relative_to(planner.folder)}  ({run.kind}, up to {run.stage})")

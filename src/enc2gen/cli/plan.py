@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from enc2gen.experiments.prepare import missing_files
 from enc2gen.experiments.recipe import Recipe, as_yaml
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def print_plan(path: Path, recipe: Recipe, console: Console) -> None:
     if launch is not None and not launch.main:
         return
     console.print(f"# {path} is valid. Output: {recipe.folder}", highlight=False, markup=False, soft_wrap=True)
+    for name in missing_files(recipe):
+        console.print(f"# Not there yet: {name}", highlight=False, markup=False, soft_wrap=True)
     if launch is not None:
         console.print(f"# Trained by {launch.describe()}", highlight=False, markup=False, soft_wrap=True)
     stages = ["prepare"]

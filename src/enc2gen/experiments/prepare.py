@@ -162,6 +162,17 @@ def check_files(recipe: Recipe) -> None:
         check_source(name)
 
 
+def missing_files(recipe: Recipe) -> list[str]:
+    """Files and folders that the recipe reads text from and that are not there."""
+    missing: dict[str, None] = {}
+    for name in data_files(recipe):
+        try:
+            check_source(name)
+        except DataError:
+            missing[name] = None
+    return list(missing)
+
+
 class _Writer:
     """Writes rows to Parquet in chunks, so that memory stays flat."""
 
