@@ -175,7 +175,9 @@ def test_a_results_page_has_the_figures_of_its_file_which_can_be_done_again(path
         figures += [signed(pairs[tag]) for tag in languages if tag in pairs]
         assert any(all(figure in row for figure in figures) for row in rows), (cell, figures)
     experiment, _ = load_experiment(str(path))
-    planner = Planner(experiment, Path("out"))
+    words = results["command"].split()
+    data = Path(words[words.index("--data") + 1]) if "--data" in words else None
+    planner = Planner(experiment, Path("out"), data)
     planner.searches()
     done = _runs(results)
     chosen = {name: tuple(found["chosen"].items()) for name, found in results["search"].items()}
