@@ -38,8 +38,8 @@ def test_a_resume_that_forgets_something_is_found(
     faults: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trainer_module, "load_optimizer_tensors", lambda *_: None)  # the forked children share this
-    report = faults.run_faults(1, 1, tmp_path)
-    assert (report.kills, report.identical) == (1, 0)
+    report = faults.run_faults(3, 1, tmp_path)  # one that was killed before its first checkpoint has nothing to forget
+    assert report.kills == 3 and report.identical < 3
 
 
 def test_a_resume_that_fails_and_a_broken_checkpoint_are_counted(
@@ -49,7 +49,7 @@ def test_a_resume_that_fails_and_a_broken_checkpoint_are_counted(
         raise RuntimeError("cannot be restored")
 
     monkeypatch.setattr(trainer_module, "restore_rng", fail)
-    assert faults.run_faults(1, 1, tmp_path / "fails").unreadable == 1
+    assert faults.run_faults(3, 1, tmp_path / "fails").unreadable >= 1
     assert "cannot be restored" in capsys.readouterr().err
     harness = faults.Harness(tmp_path, seed=0)
     harness.finish("run")
